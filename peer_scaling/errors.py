@@ -1,0 +1,31 @@
+"""Errors that a user can cause, and the exit codes of the commands."""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+"""Something failed, or a study has cells without a result."""
+EXIT_USAGE = 2
+"""The configuration cannot be run as given."""
+EXIT_DIVERGED = 3
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Problems that the user can solve, one line each: the value, the limit, the next step."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StudyIncompleteError(UserError):
+    """A study ended with cells that have no result."""
+
+    exit_code = EXIT_FAILED
+
+
+def check(problems: list[str]) -> None:
+    """Raise one ValueError with a line per problem, if there is any."""
+    if problems:
+        raise ValueError("\n".join(problems))

@@ -1,0 +1,182 @@
+"""The record of a run: one immutable JSON file, the truth about it.
+
+This module imports nothing of ours and nothing outside the standard library: it is the bridge
+between training and `analysis`. Loss is nats per token; FLOPs are training FLOPs
+(peer_scaling/cost.py says how they are counted); times are seconds; memory is bytes.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from math import isfinite
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+SCHEMA = 1
+RECORD = "record.json"
+HISTORY = "history.jsonl"
+PLAN = "plan.csv"
+"""In a study's folder: its cells, as the last launch planned them."""
+STATUSES = ("done", "diverged", "failed", "infeasible", "invalid")
+"""`done`: trained and evaluated. `diverged`: stopped by a bad loss or gradient. `failed`:
+stopped by anything else, tried again by the next launch. `infeasible`: the plan refused the cell.
+`invalid`: trained, but a check says that its numbers must not be used."""
+TERMINAL = ("done", "diverged", "infeasible", "invalid")
+"""Statuses that a later launch leaves as they are."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that an analysis may want to know of a run; None where it never got there."""
+
+    run_id: str
+    study: str
+    status: str
+    reason: str | None
+    ffw: str
+    """Name of the feed-forward variant: dense, moe, pkm, peer."""
+    variant: str
+    """Label of the variant within the study; the variant's name unless the study says otherwise."""
+    size: str
+    """Name of the backbone, by shape."""
+    seed: int
+    budget: float
+    """Training FLOPs asked for."""
+    protocol: str | None = None
+    """Hash of what all comparable runs have in common: data, optimiser, backbone but its shape."""
+    flops: float | None = None
+    """Training FLOPs realised, `matmul` convention."""
+    flops_by_component: Mapping[str, float] = field(default_factory=dict)
+    flops_by_convention: Mapping[str, float] = field(default_factory=dict)
+    bytes_per_token: float | None = None
+    """Bytes gathered from lookup tables per token in a forward pass."""
+    num_params_total: int | None = None
+    num_params_active: int | None = None
+    num_params_embedding: int | None = None
+    num_params_lookup: int | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    loss: float | None = None
+    """Final validation loss: cross-entropy, nats per token."""
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    val_tokens: int | None = None
+    causal: bool | None = None
+    """Whether the layer is causal in evaluation; a loss that saw the future is not comparable."""
+    expert_usage: float | None = None
+    expert_unevenness: float | None = None
+    train_loss: float | None = None
+    """Mean training loss over the last tenth of the steps."""
+    lr: float | None = None
+    wall_seconds: float | None = None
+    """The whole run: building, training, evaluating."""
+    train_seconds: float | None = None
+    """Training steps alone."""
+    tokens_per_second: float | None = None
+    """Over `train_seconds`, as is the next one."""
+    flops_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    """Device memory on a GPU, resident memory of the process otherwise."""
+    state_digest: str | None = None
+    """sha256 of the final parameters, buffers and optimiser state."""
+    attempts: int = 1
+    last_step: int | None = None
+    """Steps done when a run stopped early."""
+    finished_at: str | None = None
+    """UTC, ISO 8601."""
+    data_fingerprint: str | None = None
+    git_commit: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status={self.status!r}; choose one of {', '.join(STATUSES)}")
+
+
+class RecordError(ValueError):
+    """A file that is not a record, with the reason."""
+
+
+def write_record(record: RunRecord, folder: Path) -> Path:
+    """Write `record.json` so that a reader sees either all of it or nothing: temporary name, fsync,
+    rename, fsync of the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RECORD
+    temporary = folder / f".{RECORD}.{os.getpid()}"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(_plain(asdict(record)), file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read one `record.json`.
+
+    Raises:
+        RecordError: the file is not JSON, not a record, or of a newer schema.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
+        raise RecordError(f"{path}: not a run record (no `schema`)")
+    if values["schema"] > SCHEMA:
+        raise RecordError(f"{path}: schema {values['schema']} is newer than {SCHEMA}; update")
+    hints = get_type_hints(RunRecord)
+    own = {name: value for name, value in values.items() if name in hints}
+    wrong = [f"{name}={own[name]!r}" for name in own if not _fits(own[name], hints[name])]
+    if wrong:
+        raise RecordError(f"{path}: not what a record holds: {', '.join(wrong)}")
+    try:
+        return RunRecord(**own)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def budget_label(budget: float) -> str:
+    """A budget for names and figures: 6e18, 2.15e18; the shortest text that reads back the same."""
+    return f"{Decimal(repr(float(budget))).normalize():e}".replace("e+", "e")
+
+
+def find_records(root: Path) -> Iterator[Path]:
+    """Every `record.json` under `root`, in the order of their paths."""
+    yield from sorted(root.rglob(RECORD))
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value from JSON is what a field of `RunRecord` is declared to be."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return any(_is_a(value, get_origin(kind) or kind) for kind in kinds)
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, kind)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null, as what was never measured."""
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
