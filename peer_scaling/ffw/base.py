@@ -1,0 +1,117 @@
+"""The contract that every feed-forward variant keeps.
+
+A variant is one file in this folder and one YAML in `conf/ffw/`. The file holds one frozen
+dataclass that extends `FFWConfig` and the `FFW` module that it builds; nothing else in the project
+knows the variant's name. To add one, see docs/add_a_variant.md.
+
+Shape suffixes, here and in the variants: B batch, T time, M = B * T tokens, D model width,
+F hidden width of a dense layer, H heads, K experts kept per head, N experts or memory slots.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from peer_scaling.cost import Cost
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+"""Non-linearities by the name that configs use; `gelu` is the exact (erf) form."""
+
+
+class Routing(NamedTuple):
+    """Which experts the tokens of a forward pass used, for usage statistics."""
+
+    expert: Tensor
+    """int64, any shape: expert numbers in [0, num_experts)."""
+    weight: Tensor
+    """Same shape: router score of each choice, detached."""
+    num_experts: int
+
+
+class FFWOutput(NamedTuple):
+    """What a feed-forward layer returns."""
+
+    y_BTD: Tensor
+    aux_loss: Tensor
+    """Scalar to add to the training loss; never part of a reported loss."""
+    stats: Routing | None
+    """Expert choices of this pass; None for a layer without experts."""
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that the optimiser treats alike."""
+
+    params: tuple[nn.Parameter, ...]
+    decay: bool
+    """Whether decoupled weight decay applies."""
+    lr_multiplier: float = 1.0
+    """Factor on the run's learning rate."""
+
+
+class FFW(nn.Module, ABC):
+    """A feed-forward layer."""
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor) -> FFWOutput:
+        """Apply the layer to (batch, time, d_model); the output has the same shape and dtype."""
+
+    @abstractmethod
+    def optim_groups(self) -> list[ParamGroup]:
+        """Every parameter of the layer exactly once."""
+
+
+class FFWConfig(ABC):
+    """The frozen numbers of a feed-forward layer; subclasses are final dataclasses."""
+
+    @property
+    @abstractmethod
+    def causal(self) -> bool:
+        """Whether, in eval mode, no output depends on a later token."""
+
+    @property
+    @abstractmethod
+    def batch_coupled(self) -> bool:
+        """Whether, in training, a token's output depends on other sequences of its forward pass."""
+
+    @abstractmethod
+    def build(
+        self, d_model: int, *, out_scale: float = 1.0, generator: torch.Generator | None = None
+    ) -> FFW:
+        """Make the layer, initialised from `generator` (default: PyTorch's global one).
+
+        `out_scale` multiplies the initial standard deviation of the weights that write into the
+        residual stream.
+        """
+
+    @abstractmethod
+    def cost(self, d_model: int) -> Cost:
+        """Parameters, FLOPs and gathered bytes per token, by the conventions of `cost.py`."""
+
+    def cost_problem(self, tokens: int) -> str | None:
+        """Why a forward pass over `tokens` tokens would not cost what `cost` says, or None."""
+        del tokens
+        return None
+
+
+def normal(
+    shape: tuple[int, ...], std: float, generator: torch.Generator | None = None
+) -> nn.Parameter:
+    """A parameter drawn from N(0, std^2) with a private generator."""
+    return nn.Parameter(torch.empty(shape).normal_(0.0, std, generator=generator))
+
+
+def activation_problems(activation: str) -> list[str]:
+    """The problem with an activation's name, as a list of at most one."""
+    if activation in ACTIVATIONS:
+        return []
+    return [f"activation={activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"]

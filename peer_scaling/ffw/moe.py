@@ -1,0 +1,181 @@
+"""Mixture of dense experts: expert choice, or token choice as a second router.
+
+Expert choice (Zhou et al. 2022, 2202.09368, section 3): scores = softmax over experts of x W; each
+expert takes the `capacity` tokens that score highest for it, with the score as gate. It looks at
+all tokens of a forward pass, later ones included, so it is not causal: its loss is not comparable
+with that of a causal layer (docs/deviations.md).
+
+Token choice (Shazeer et al. 2017, 1701.06538; Fedus et al. 2021, 2101.03961): each token takes its
+`top_k` experts, dropless, with the balance loss of Fedus et al., equation (4).
+
+Shape suffixes: B batch, T time, M = B * T tokens, D model width, E experts, F hidden width of one
+expert, C tokens per expert, K experts per token.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from peer_scaling.cost import Cost
+from peer_scaling.errors import check
+from peer_scaling.ffw.base import (
+    ACTIVATIONS,
+    FFW,
+    FFWConfig,
+    FFWOutput,
+    ParamGroup,
+    Routing,
+    activation_problems,
+    normal,
+)
+
+ROUTERS = ("expert_choice", "token_choice")
+
+
+@dataclass(frozen=True)
+class MoE(FFWConfig):
+    """`num_experts` dense experts, each the size of the dense layer (He 2024, section 3.1)."""
+
+    num_experts: int = 128
+    router: str = "expert_choice"
+    capacity_factor: float = 1.0
+    """Expert choice: mean number of experts per token. He 2024 leaves it open; 1 keeps the layer's
+    active parameters at those of the dense layer."""
+    top_k: int = 1
+    """Token choice: experts per token."""
+    balance_loss: float = 0.01
+    """Token choice: coefficient of the balance loss."""
+    ratio: int = 4
+    """Hidden width of one expert over model width."""
+    activation: str = "gelu"
+
+    def __post_init__(self) -> None:
+        problems = activation_problems(self.activation)
+        problems += [
+            f"{name}={getattr(self, name)} must be positive"
+            for name in ("num_experts", "capacity_factor", "top_k", "ratio")
+            if getattr(self, name) <= 0
+        ]
+        if self.router not in ROUTERS:
+            problems.append(f"router={self.router!r} is unknown; use {' or '.join(ROUTERS)}")
+        for name in ("capacity_factor", "top_k"):
+            if getattr(self, name) > self.num_experts:
+                limit = f"num_experts={self.num_experts}"
+                problems.append(f"{name}={getattr(self, name)} exceeds {limit}")
+        check(problems)
+
+    @property
+    def causal(self) -> bool:
+        """Only token choice is; expert choice compares a token with later ones."""
+        return self.router == "token_choice"
+
+    @property
+    def batch_coupled(self) -> bool:
+        """Expert choice compares the tokens of all sequences."""
+        return self.router == "expert_choice"
+
+    @property
+    def experts_per_token(self) -> float:
+        """Mean number of experts that a token passes through."""
+        return self.capacity_factor if self.router == "expert_choice" else float(self.top_k)
+
+    def capacity(self, tokens: int) -> int:
+        """Tokens that each expert takes out of `tokens` (Zhou et al., k = n c / e), at least 1."""
+        return min(tokens, max(1, ceil(tokens * self.capacity_factor / self.num_experts)))
+
+    def cost_problem(self, tokens: int) -> str | None:
+        """Expert choice costs what `cost` says only if the capacity is a whole number."""
+        exact = tokens * self.capacity_factor / self.num_experts
+        if self.router == "token_choice" or self.capacity(tokens) == exact:
+            return None
+        return (
+            f"{tokens} tokens per forward pass give each of {self.num_experts} experts {exact:g} "
+            f"tokens, not a whole number: choose batch_size, context or micro_batch so that they "
+            f"are a multiple of {self.num_experts / self.capacity_factor:g}, or fewer experts"
+        )
+
+    def build(
+        self, d_model: int, *, out_scale: float = 1.0, generator: torch.Generator | None = None
+    ) -> "MoEFFW":
+        """The layer; experts drawn like a dense layer, the router from N(0, 1 / d_model)."""
+        return MoEFFW(self, d_model, out_scale, generator)
+
+    def cost(self, d_model: int) -> Cost:
+        """Router, and `experts_per_token` dense layers."""
+        router = d_model * self.num_experts
+        expert = 2 * self.ratio * d_model**2
+        active = expert * self.experts_per_token
+        return Cost(
+            num_params_total=router + self.num_experts * expert,
+            num_params_active=router + round(active),
+            flops_by_component={"router": 2.0 * router, "experts": 2.0 * active},
+        )
+
+
+class MoEFFW(FFW):
+    """The module that `MoE` builds."""
+
+    def __init__(
+        self, config: MoE, d_model: int, out_scale: float, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.activation = ACTIVATIONS[config.activation]
+        num_experts, d_hidden = config.num_experts, config.ratio * d_model
+        self.router_ED = normal((num_experts, d_model), d_model**-0.5, generator)
+        self.in_EFD = normal((num_experts, d_hidden, d_model), d_model**-0.5, generator)
+        out_std = out_scale * d_hidden**-0.5
+        self.out_EDF = normal((num_experts, d_model, d_hidden), out_std, generator)
+
+    def forward(self, x_BTD: Tensor) -> FFWOutput:
+        """Route all B * T tokens as one group."""
+        x_MD = x_BTD.flatten(0, 1)
+        logits_ME = functional.linear(x_MD, self.router_ED)
+        score_ME = torch.softmax(logits_ME, dim=-1, dtype=_at_least_float32(logits_ME))
+        route = self._expert_choice if self.config.router == "expert_choice" else self._token_choice
+        y_MD, aux_loss, stats = route(x_MD, score_ME)
+        return FFWOutput(y_MD.view_as(x_BTD), aux_loss, stats)
+
+    def _expert_choice(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
+        capacity = self.config.capacity(len(x_MD))
+        token_EC = score_ME.T.topk(capacity, dim=-1).indices
+        # In token order: the result does not depend on how top-k breaks ties in its ordering.
+        token_EC = token_EC.sort(dim=-1).values
+        gate_EC = score_ME.T.gather(1, token_EC)
+        hidden_ECF = self.activation(torch.bmm(x_MD[token_EC], self.in_EFD.mT))
+        out_ECD = torch.bmm(hidden_ECF, self.out_EDF.mT)
+        out_ECD = out_ECD * gate_EC[..., None].to(out_ECD.dtype)
+        y_MD = out_ECD.new_zeros(x_MD.shape).index_add(0, token_EC.flatten(), out_ECD.flatten(0, 1))
+        expert_EC = torch.arange(len(token_EC), device=x_MD.device)[:, None].expand_as(token_EC)
+        stats = Routing(expert_EC, gate_EC.detach(), self.config.num_experts)
+        return FFWOutput(y_MD, x_MD.new_zeros(()), stats)
+
+    def _token_choice(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
+        gate_MK, expert_MK = score_ME.topk(self.config.top_k, dim=-1)
+        y_MD = torch.zeros_like(x_MD)
+        for expert in range(self.config.num_experts):
+            token_C, slot_C = torch.nonzero(expert_MK == expert, as_tuple=True)
+            hidden_CF = self.activation(functional.linear(x_MD[token_C], self.in_EFD[expert]))
+            out_CD = functional.linear(hidden_CF, self.out_EDF[expert])
+            gated_CD = out_CD * gate_MK[token_C, slot_C, None].to(out_CD.dtype)
+            y_MD = y_MD.index_add(0, token_C, gated_CD.to(y_MD.dtype))
+        stats = Routing(expert_MK, gate_MK.detach(), self.config.num_experts)
+        return FFWOutput(y_MD, self._balance_loss(score_ME, expert_MK), stats)
+
+    def _balance_loss(self, score_ME: Tensor, expert_MK: Tensor) -> Tensor:
+        """Coefficient x E x sum_e (share of choices) (mean score): Fedus et al., equation (4)."""
+        num_experts = self.config.num_experts
+        chosen_E = torch.bincount(expert_MK.flatten(), minlength=num_experts) / expert_MK.numel()
+        mean_score_E = score_ME.mean(dim=0)
+        return self.config.balance_loss * num_experts * (chosen_E * mean_score_E).sum()
+
+    def optim_groups(self) -> list[ParamGroup]:
+        """Everything is a matrix and decays."""
+        return [ParamGroup((self.router_ED, self.in_EFD, self.out_EDF), decay=True)]
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
