@@ -1,0 +1,132 @@
+"""Validation loss over a fixed set of tokens, without a trace in the training state.
+
+Shape suffixes: B sequences, T time, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from peer_scaling.data import Windows
+from peer_scaling.ffw.base import Routing
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The final evaluation."""
+
+    tokens: int = 131_072
+    """Validation tokens to predict, from the start of the split; fewer if it holds fewer. Rounded
+    down to whole batches of the training shape, because expert choice routes a batch as one
+    group."""
+    every: float = 0.0
+    """Evaluate after each such fraction of the run too; 0 means at the end only."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens={self.tokens} must be positive")
+        if not 0 <= self.every <= 1:
+            raise ValueError(f"every={self.every} must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of `evaluate`."""
+
+    loss: float
+    """Mean cross-entropy, nats per token; auxiliary losses are no part of it."""
+    tokens: int
+    """Predicted tokens."""
+    expert_usage: float | None
+    """Share of the experts that got any router score (He 2024, section 3.3)."""
+    expert_unevenness: float | None
+    """KL divergence of the experts' shares of the router score from uniform, nats (ibid.)."""
+
+    @property
+    def perplexity(self) -> float:
+        """Exp of the mean loss over all tokens."""
+        return exp(self.loss) if self.loss < 700 else float("inf")
+
+    def bits_per_byte(self, text_bytes: float | None) -> float | None:
+        """Loss of all tokens in bits over the bytes of their text, comparable between
+        tokenizers.
+        """
+        return text_bytes and self.loss * self.tokens / log(2) / text_bytes
+
+
+def num_batches(config: EvalConfig, windows: Windows, batch_size: int) -> int:
+    """Whole batches of the validation set that `evaluate` reads; 0 if it holds no whole one."""
+    return min(config.tokens // windows.context, len(windows)) // batch_size
+
+
+def evaluate(
+    model: nn.Module,
+    windows: Windows,
+    batches: int,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.autocast,
+) -> Evaluation:
+    """Mean loss over the first `batches * batch_size` windows, in eval mode, summed in float64.
+
+    The model's mode is restored and no random number is drawn, so training goes on as if this had
+    not been called.
+    """
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    usage = ExpertUse()
+    with torch.no_grad(), autocast:
+        for batch in range(batches):
+            numbers_B = np.arange(batch * batch_size, (batch + 1) * batch_size)
+            tokens_BT = torch.from_numpy(windows.read(numbers_B)).to(device)
+            output = model(tokens_BT[:, :-1])
+            total += cross_entropy_sum(output.logits_BTV, tokens_BT[:, 1:])
+            usage.add(output.stats)
+    model.train(was_training)
+    tokens = batches * batch_size * windows.context
+    loss = float(total) / tokens
+    return Evaluation(loss, tokens, usage.usage, usage.unevenness)
+
+
+def cross_entropy_sum(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy in nats: float32 at least for the softmax, float64 for the sum."""
+    logits_LV = logits_BTV.flatten(0, 1)
+    logits_LV = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32))
+    losses_L = functional.cross_entropy(logits_LV, targets_BT.flatten(), reduction="none")
+    return losses_L.double().sum()
+
+
+class ExpertUse:
+    """Router scores summed per expert over evaluation batches, in float64."""
+
+    def __init__(self) -> None:
+        self._score_N: torch.Tensor | None = None
+
+    def add(self, stats: Routing | None) -> None:
+        """Count one forward pass; None for a layer without experts."""
+        if stats is None:
+            return
+        # On the CPU, where the sum has one order: on a GPU it is not deterministic.
+        expert_L, weight_L = stats.expert.flatten().cpu(), stats.weight.flatten().double().cpu()
+        score_N = torch.bincount(expert_L, weight_L, minlength=stats.num_experts)
+        self._score_N = score_N if self._score_N is None else self._score_N + score_N
+
+    @property
+    def usage(self) -> float | None:
+        """Share of experts with a score above 0."""
+        if self._score_N is None:
+            return None
+        return float((self._score_N > 0).double().mean())
+
+    @property
+    def unevenness(self) -> float | None:
+        """Log N + sum z log z with z the experts' shares (He 2024, section 3.3; natural log)."""
+        if self._score_N is None:
+            return None
+        share_N = self._score_N / self._score_N.sum()
+        return float(log(len(share_N)) + torch.special.xlogy(share_N, share_N).sum())
