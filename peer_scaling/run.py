@@ -1,0 +1,135 @@
+"""One run: everything that defines it, validated."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peer_scaling.cost import Cost
+from peer_scaling.data import MAX_SEED, DataConfig
+from peer_scaling.errors import check
+from peer_scaling.evaluate import EvalConfig
+from peer_scaling.ffw.base import FFWConfig
+from peer_scaling.model import DecoderConfig, model_cost
+from peer_scaling.optim import OptimConfig, peak_lr
+from peer_scaling.track import TrackerConfig
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run has beside its model, data, optimiser, evaluation and tracker."""
+
+    budget: float
+    """Training FLOPs."""
+    study: str = "default"
+    variant: str = ""
+    """Label in figures and tables; by default the name of the feed-forward."""
+    seed: int = 0
+    """Seed of the initial weights."""
+    batch_size: int = 4
+    """Sequences per optimiser step."""
+    micro_batch: int | None = None
+    """Sequences per forward pass; by default all of a step."""
+    precision: str = "float32"
+    """`float32`, or `bfloat16` for autocast."""
+    compile: bool = False
+    deterministic: bool = False
+    """Refuse operations whose result may differ from one execution to the next."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), or a name that PyTorch knows."""
+    threads: int | None = None
+    """CPU threads; by default PyTorch's choice."""
+    runs_dir: str = "runs"
+    save_model: bool = True
+    log_lines: int = 100
+    """Lines of `history.jsonl` per run, at least."""
+    progress: str = "auto"
+    """`bar`, `lines`, `off`, or `auto`: a bar on a terminal, lines elsewhere."""
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)} must be positive"
+            for name in ("batch_size", "micro_batch", "threads", "log_lines", "budget")
+            if getattr(self, name) is not None and not getattr(self, name) > 0
+        ]
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            problems.append(f"micro_batch={self.micro_batch} does not divide {self.batch_size}")
+        if not 0 <= self.seed < MAX_SEED:
+            problems.append(f"seed={self.seed} must be in [0, 2^63)")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision={self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
+        if self.progress not in ("auto", "bar", "lines", "off"):
+            problems.append(f"progress={self.progress!r} is unknown; use auto, bar, lines, off")
+        if not self.study or set(self.study) & set("/\\\0\n") or self.study.startswith("."):
+            problems.append(f"study={self.study!r} must be the name of a folder")
+        check(problems)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that defines a run, validated; the last form that knows of a configuration."""
+
+    settings: Settings
+    ffw_name: str
+    ffw: FFWConfig
+    decoder: DecoderConfig
+    data: DataConfig
+    optim: OptimConfig
+    eval: EvalConfig
+    tracker: TrackerConfig
+
+    @property
+    def variant(self) -> str:
+        """Label of the variant."""
+        return self.settings.variant or self.ffw_name
+
+    @property
+    def size(self) -> str:
+        """Name of the backbone, by shape."""
+        return f"d{self.decoder.d_model}_l{self.decoder.num_layers}"
+
+    @property
+    def forward_sequences(self) -> int:
+        """Sequences per forward pass, in training and in evaluation."""
+        return self.settings.micro_batch or self.settings.batch_size
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per optimiser step."""
+        return self.settings.batch_size * self.data.context
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return peak_lr(self.optim, self.decoder.d_model)
+
+    @property
+    def study_folder(self) -> Path:
+        """Folder of the study's runs."""
+        return Path(self.settings.runs_dir) / self.settings.study
+
+    def cost(self) -> Cost:
+        """Cost of the model per token."""
+        vocab_size = self.data.tokenizer.vocab_size
+        return model_cost(self.decoder, self.ffw, vocab_size, self.data.context)
+
+    @property
+    def ffw_settings(self) -> dict[str, Any]:
+        """The variant's name and numbers, as plain values."""
+        return {"name": self.ffw_name, **asdict(self.ffw)}  # pyright: ignore[reportArgumentType]
+
+    def describe(self) -> dict[str, Any]:
+        """The whole configuration as plain values, for records and trackers."""
+        return {
+            **asdict(self.settings),
+            "variant": self.variant,
+            "ffw": self.ffw_settings,
+            "size": self.size,
+            "decoder": asdict(self.decoder),
+            "data": asdict(self.data),
+            "optim": {**asdict(self.optim), "lr": self.lr},
+            "eval": asdict(self.eval),
+            "tracker": asdict(self.tracker),
+        }
