@@ -1,0 +1,98 @@
+"""The cells of a study with what became of them: as a table, and as `plan.csv`."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from peer_scaling.display import PLAN_COLUMNS, plan_row, seconds_text, table_text
+from peer_scaling.estimate import Estimator
+from peer_scaling.plan import Cell
+from peer_scaling.planned import PlannedRun
+from peer_scaling.record import PLAN, RECORD, TERMINAL, RunRecord, budget_label
+from peer_scaling.run import Run
+
+PLAN_HEADER = ["run_id", "variant", "size", "budget", "seed", "flops", "state", "reason"]
+
+
+@dataclass(frozen=True)
+class StudyCell:
+    """A cell of the study with what became of planning it."""
+
+    cell: Cell
+    run: Run
+    planned: PlannedRun | None
+    """None if the plan refused the cell."""
+    record: RunRecord | None
+    """Of an earlier attempt, or of the refusal."""
+
+    @property
+    def state(self) -> str:
+        """The record's status; `missing` without one."""
+        return self.record.status if self.record else "missing"
+
+    @property
+    def to_run(self) -> bool:
+        """Whether a launch trains this cell."""
+        return self.planned is not None and self.state not in TERMINAL
+
+
+def summary_line(cells: list[StudyCell]) -> str:
+    """How many cells are in which state, and the FLOPs that are still to spend."""
+    states = [cell.state for cell in cells]
+    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+    flops = sum(cell.run.settings.budget for cell in cells if cell.to_run)
+    left = f"; {budget_label(float(f'{flops:.3g}'))} FLOPs to go" if flops else ""
+    return f"{cells[0].run.settings.study}: {len(cells)} cells, {', '.join(counts)}{left}"
+
+
+def plan_text(cells: list[StudyCell]) -> str:
+    """The study's plan as a table, refused cells with their reasons, and the totals."""
+    estimator = Estimator()
+    rows, refused, total = [], [], 0.0
+    for cell in cells:
+        if cell.planned is None:
+            refused.append(
+                f"{' '.join(cell.cell.overrides())}: {cell.record and cell.record.reason}"
+            )
+            continue
+        seconds = estimator.seconds(cell.planned)
+        total += seconds if cell.to_run else 0.0
+        rows.append(plan_row(cell.planned, cell.state, seconds))
+    lines = [table_text(PLAN_COLUMNS, rows), *refused, summary_line(cells)]
+    return "\n".join([*lines, f"about {seconds_text(total)} of computing for what is missing"])
+
+
+def write_plan(cells: list[StudyCell], folder: Path) -> Path:
+    """Write the plan beside the runs: what `peer-status` compares the records with.
+
+    Cells of earlier launches stay in it as long as they have a record, so that a launch of some
+    seeds or variants does not make the others disappear.
+    """
+    path = folder / PLAN
+    rows = {tuple(row[1:5]): row for row in _plan_rows(path) if (folder / row[0] / RECORD).exists()}
+    rows |= {tuple(row[1:5]): row for row in map(_plan_row, cells)}
+    text = io.StringIO()
+    csv.writer(text).writerows([PLAN_HEADER, *rows.values()])
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text.getvalue())
+    temporary.replace(path)
+    return path
+
+
+def _plan_rows(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", errors="replace") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    return [row for row in rows if header == PLAN_HEADER and len(row) == len(PLAN_HEADER)]
+
+
+def _plan_row(cell: StudyCell) -> list[str]:
+    planned, record = cell.planned, cell.record
+    name = planned.run_id if planned else record.run_id if record else ""
+    flops = repr(planned.plan.flops) if planned else ""
+    reason = (record.reason if record else None) or ""
+    axes = [cell.cell.variant, cell.cell.size, budget_label(cell.cell.budget), str(cell.cell.seed)]
+    return [name, *axes, flops, cell.state, reason]

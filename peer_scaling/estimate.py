@@ -1,0 +1,102 @@
+"""How long runs will take on this machine, before any is trained."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from peer_scaling.model import build_model
+from peer_scaling.optim import make_optimizer
+from peer_scaling.planned import PlannedRun
+from peer_scaling.step import Stepper, pick_device, torch_settings
+
+MAX_TIMED_PARAMS = 50_000_000
+MAX_TIMED_FLOPS = 2e11
+"""Models and steps up to these sizes are built and timed; larger ones are estimated."""
+ASSUMED_UTILISATION = 0.4
+"""Share of the measured matrix-product peak that a large run is assumed to reach: 0.43 to 0.58 was
+measured for dense models on CPU."""
+UPDATE_BYTES_PER_PARAM = 96
+"""float32 traffic of one update, operation by operation: 80 for AdamW as PyTorch does it on a CPU,
+16 for the gradient, which is zeroed, read for its norm and scaled. All rows of a table take part in
+every step."""
+WARMUP_STEPS, TIMED_STEPS = 2, 3
+
+
+class Estimator:
+    """Seconds of a run; each variant and size is timed once."""
+
+    def __init__(self) -> None:
+        self._seconds_per_step: dict[str, float] = {}
+        self._peaks: tuple[float, float] | None = None
+
+    def seconds(self, planned: PlannedRun) -> float:
+        """Training time of a run on this machine, alone on its threads."""
+        flops_per_step = planned.cost.flops_per_token * planned.plan.batch_tokens
+        if planned.cost.num_params_total > MAX_TIMED_PARAMS or flops_per_step > MAX_TIMED_FLOPS:
+            return self._from_peaks(planned)
+        run = planned.run
+        key = repr((run.ffw, run.decoder, run.data.context, run.settings.batch_size))
+        if key not in self._seconds_per_step:
+            self._seconds_per_step[key] = _time_step(planned)
+        return self._seconds_per_step[key] * planned.plan.steps
+
+    def _from_peaks(self, planned: PlannedRun) -> float:
+        if self._peaks is None:
+            device = pick_device(planned.run.settings.device)
+            self._peaks = matmul_peak(device), copy_peak(device)
+        flops_per_second, bytes_per_second = self._peaks
+        update_bytes = UPDATE_BYTES_PER_PARAM * planned.cost.num_params_total
+        products = planned.plan.flops / (ASSUMED_UTILISATION * flops_per_second)
+        return products + planned.plan.steps * update_bytes / bytes_per_second
+
+
+def matmul_peak(device: torch.device) -> float:
+    """FLOP/s of a large float32 matrix product (bfloat16 on a GPU) on this machine."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / _fastest(lambda: torch.matmul(a, a), device)
+
+
+def copy_peak(device: torch.device) -> float:
+    """Bytes per second, read and written, of a large copy on this machine."""
+    a = torch.ones(2**26, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.numel() * a.element_size() / _fastest(lambda: b.copy_(a), device)
+
+
+def _fastest(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of 5 calls."""
+    times = []
+    for _ in range(5):
+        _synchronize(device)
+        began = time.perf_counter()
+        call()
+        _synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _time_step(planned: PlannedRun) -> float:
+    """Median seconds of an update on random tokens."""
+    run = planned.run
+    device = pick_device(run.settings.device)
+    vocab_size, context = run.data.tokenizer.vocab_size, run.data.context
+    rng = np.random.Generator(np.random.Philox(key=0))
+    tokens = rng.integers(vocab_size, size=(run.settings.batch_size, context + 1))
+    times = []
+    with torch_settings(run):
+        model = build_model(run.decoder, run.ffw, vocab_size, context, seed=0).to(device)
+        optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
+        stepper = Stepper(run, model, optimizer, device)
+        for _ in range(WARMUP_STEPS + TIMED_STEPS):
+            began = time.perf_counter()
+            stepper.step(tokens, 0.0)
+            times.append(time.perf_counter() - began)
+    return float(np.median(times[WARMUP_STEPS:]))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,209 @@
+"""A study as a Hydra sweep: paired cells instead of a product, and only what is missing.
+
+Used by the files in `sweeps/` as `hydra/sweeper: isoflop`. Each cell becomes a list of overrides,
+so any Hydra launcher can run it. Success of a cell is its record, not a return value.
+"""
+
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from peer_scaling.cells import StudyCell, plan_text, summary_line, write_plan
+from peer_scaling.cli import CommandTask
+from peer_scaling.config import run_from
+from peer_scaling.data import Corpus, DataConfig
+from peer_scaling.errors import EXIT_DONE, StudyIncompleteError, UserError
+from peer_scaling.plan import Cell, InfeasibleError, Rung, Study, enumerate_cells, restrict
+from peer_scaling.planned import infeasible_record, plan_run
+from peer_scaling.preflight import check_machine, problems_of
+from peer_scaling.prepare import find_prepared, prepare
+from peer_scaling.record import (
+    RECORD,
+    TERMINAL,
+    RecordError,
+    read_record,
+    write_record,
+)
+from peer_scaling.run import Run
+
+AXES = ("variant", "ffw", "size", "budget", "seed")
+PLAN_HEADER = ["run_id", "variant", "size", "budget", "seed", "flops", "state", "reason"]
+
+
+class IsoflopSweeper(Sweeper):
+    """Hydra plugin: enumerates a study's cells, skips what is done, launches the rest."""
+
+    def __init__(
+        self,
+        ladder: Sequence[Mapping[str, Any]],
+        variants: Mapping[str, Mapping[str, Any] | None],
+        seeds: Sequence[int] = (0,),
+    ) -> None:
+        self._study = _study(ladder, variants, seeds)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra before `sweep`."""
+        self._config, self._loader = config, hydra_context.config_loader
+        self._task = task_function
+        self._launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[int]:
+        """Run the study, restricted and overridden by the command line's arguments.
+
+        Returns:
+            Exit codes of the launched cells.
+
+        Raises:
+            UserError: a cell's configuration is wrong; nothing was launched.
+            StudyIncompleteError: a cell ended without a result.
+        """
+        parser = OverridesParser.create(config_loader=self._loader)
+        axes, fixed = split_arguments(parser.parse_overrides(arguments))
+        cells = enumerate_cells(restrict(self._study, axes))
+        runs = self._runs([[*cell.overrides(), *fixed] for cell in cells])
+        settings = runs[0].settings
+        corpora = _corpora(runs, may_stream=not settings.dry_run)
+        planned = [_plan(c, r, corpora[r.data]) for c, r in zip(cells, runs, strict=True)]
+        if settings.dry_run:
+            print(plan_text(planned))
+            return []
+        _update_refusals(planned, corpora)
+        write_plan(planned, runs[0].study_folder)
+        print(summary_line(planned), flush=True)
+        return self._launch([cell for cell in planned if cell.to_run], fixed)
+
+    def _runs(self, overrides: list[list[str]]) -> list[Run]:
+        """The run of every cell; the problems of all of them in one error."""
+        runs: list[Run] = []
+        problems: list[str] = []
+        for own in overrides:
+            config = self._loader.load_sweep_config(self._config, own)
+            problems += problems_of(lambda config=config: runs.append(run_from(config)))
+        problems += check_machine(runs)
+        if problems:
+            raise UserError(*dict.fromkeys(problems))
+        return runs
+
+    def _launch(self, missing: list[StudyCell], fixed: list[str]) -> list[int]:
+        if not missing:
+            return []
+        # Long runs first: the last ones to end are then short and leave no core idle.
+        missing.sort(key=lambda cell: -cell.run.settings.budget)
+        # What the command line says comes last and so beats the study.
+        batch = [[*cell.cell.overrides(), *fixed] for cell in missing]
+        returns = self._launcher.launch(batch, initial_job_idx=0)
+        study = f"peer-train --config-name {self._config.hydra.job.config_name}"
+        _check_results(missing, shlex.join([*study.split(), *fixed]))
+        if isinstance(self._task, CommandTask):
+            self._task.exit_code = EXIT_DONE  # every cell has its outcome, diverged ones too
+        return [int(job.return_value) for job in returns]
+
+
+def split_arguments(overrides: Iterable[Override]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Command-line overrides as (values per axis of the study, overrides for every cell).
+
+    Raises:
+        UserError: a sweep over something that is no axis.
+    """
+    axes: dict[str, tuple[str, ...]] = {}
+    fixed: list[str] = []
+    for override in overrides:
+        key = override.get_key_element()
+        if key in AXES:
+            values = override.sweep_string_iterator() if override.is_sweep_override() else None
+            axes[key] = tuple(values or (override.get_value_element_as_str(),))
+        elif override.is_sweep_override():
+            raise UserError(
+                f"{key}: a study sweeps over {', '.join(AXES)} only; start one study per value, "
+                f"each with its own study=<name>"
+            )
+        else:
+            fixed.append(str(override.input_line))
+    return axes, fixed
+
+
+def _corpora(runs: list[Run], *, may_stream: bool) -> dict[DataConfig, Corpus | None]:
+    """The corpora that a study's runs read, each prepared once for the longest run.
+
+    Without `may_stream`, a corpus that has yet to come over a network is None.
+    """
+    tokens: dict[DataConfig, int] = {}
+    for run in runs:
+        try:
+            needed = plan_run(run, None).plan.tokens
+        except InfeasibleError:
+            needed = 0
+        tokens[run.data] = max(needed, tokens.get(run.data, 0))
+    return {
+        data: prepare(data, needed) if may_stream else find_prepared(data)
+        for data, needed in tokens.items()
+    }
+
+
+def _update_refusals(cells: list[StudyCell], corpora: Mapping[DataConfig, Corpus | None]) -> None:
+    """Write the records of refused cells; remove those of cells that are refused no longer."""
+    for cell in cells:
+        refusal = infeasible_record(cell.run, corpora[cell.run.data], "")
+        folder = cell.run.study_folder / refusal.run_id
+        if cell.planned is None and cell.record:
+            write_record(cell.record, folder)
+        elif (folder / RECORD).exists():
+            shutil.rmtree(folder)
+
+
+def _plan(cell: Cell, run: Run, corpus: Corpus | None) -> StudyCell:
+    try:
+        planned = plan_run(run, corpus)
+    except InfeasibleError as error:
+        return StudyCell(cell, run, None, infeasible_record(run, corpus, str(error)))
+    try:
+        record = read_record(planned.folder / RECORD)
+    except RecordError:
+        record = None
+    return StudyCell(cell, run, planned, record)
+
+
+def _check_results(cells: list[StudyCell], study: str) -> None:
+    """Raise if a launched cell has no result, with a line for each and the command, `study` and
+    the cell's axes, that runs it again.
+    """
+    problems = []
+    for cell in cells:
+        assert cell.planned is not None
+        try:
+            record = read_record(cell.planned.folder / RECORD)
+            if record.status in TERMINAL:
+                continue
+            cause = f"{record.status}: {record.reason}"
+        except RecordError:
+            cause = "ended without a record"
+        problems.append(
+            f"{cell.planned.run_id} {cause}; again with: {study} {' '.join(cell.cell.axes())}"
+        )
+    if problems:
+        raise StudyIncompleteError(*problems)
+
+
+def _study(
+    ladder: Sequence[Mapping[str, Any]],
+    variants: Mapping[str, Mapping[str, Any] | None],
+    seeds: Sequence[int],
+) -> Study:
+    rungs = tuple(Rung(float(rung["budget"]), tuple(rung["sizes"])) for rung in ladder)
+    try:
+        return Study(rungs, {v: dict(s or {}) for v, s in variants.items()}, tuple(seeds))
+    except ValueError as error:
+        raise UserError(*(f"hydra.sweeper: {line}" for line in str(error).splitlines())) from error
