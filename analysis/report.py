@@ -1,0 +1,150 @@
+"""The isoFLOP report of a study: figures, tables and a summary, in one folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis import figures, tables
+from analysis.compare import ComputeMultiplier, compute_multiplier
+from analysis.isoflop import IsoflopFit, PowerLaw, fit_isoflop
+from analysis.load import excluded, load_runs, usable
+from peer_scaling.record import budget_label
+
+NOT_CAUSAL = (
+    "(not causal): the layer compares a token with later ones, in training and in evaluation; its "
+    "loss is not that of a language model and is shown for reference only."
+)
+
+
+@dataclass(frozen=True)
+class IsoflopReport:
+    """Everything that `peer-analyze isoflop` knows about a study."""
+
+    frame: pd.DataFrame
+    fit: IsoflopFit
+    multipliers: tuple[ComputeMultiplier, ...]
+
+
+def analyse(source: str | Path, axis: str = "num_params_total") -> IsoflopReport:
+    """Load and fit a study.
+
+    Raises:
+        AnalysisError: nothing there that can be analysed.
+    """
+    frame = load_runs(source)
+    fit = fit_isoflop(frame, axis)
+    return IsoflopReport(frame, fit, tuple(compute_multiplier(fit)))
+
+
+def write(report: IsoflopReport, folder: Path) -> list[Path]:
+    """Write figures, tables, the runs behind them and the summary; the paths written."""
+    fit, frame = report.fit, report.frame
+    paths = figures.save(figures.plot_isoflop(fit, frame), folder, "isoflop")
+    paths += figures.save(figures.plot_scaling(fit), folder, "scaling")
+    frames = {
+        "runs": frame,
+        "optima": tables.optima_table(fit),
+        "power_laws": tables.laws_table(fit),
+        "multipliers": tables.multiplier_table(report.multipliers),
+    }
+    for name, table in frames.items():
+        paths.append(folder / f"{name}.csv")
+        table.to_csv(paths[-1], index=False)
+    paths += tables.write_table(tables.perplexity_table(fit, frame), folder, "perplexity")
+    paths += tables.write_table(tables.expert_use_table(fit, frame), folder, "expert_use")
+    paths.append(folder / "summary.md")
+    paths[-1].write_text(summary(report) + "\n")
+    return paths
+
+
+def summary(report: IsoflopReport) -> str:
+    """What the study shows, in Markdown."""
+    fit, frame = report.fit, report.frame
+    kept = usable(frame)
+    seeds = max(len(set(group["seed"])) for _, group in kept.groupby(["variant", "size", "budget"]))
+    parts = [
+        f"# IsoFLOP study {', '.join(sorted(kept['study'].unique()))}",
+        f"{len(kept)} of {len(frame)} runs used, {seeds} seed(s), N = {fit.axis}.",
+        "## Perplexity of the compute-optimal models (minimum of the curve)",
+        tables.to_markdown(tables.perplexity_table(fit, frame)),
+        *([f"*{NOT_CAUSAL}*"] if any(value is False for value in kept["causal"]) else []),
+        "## Nats below dense at equal FLOPs",
+        tables.to_markdown(tables.nats_below_dense(fit, frame)),
+        "He 2024, Table 1, C4 (other scale, data and vocabulary; the gap is what can be compared):",
+        tables.to_markdown(tables.published_nats_below_dense()),
+        *_expert_use_parts(report),
+        "## Compute multiplier (FLOPs that dense needs for the same loss, over the budget)",
+        *(
+            _multiplier_lines(report.multipliers)
+            or ["None: there is no budget at which dense and another variant have minima."]
+        ),
+        "## Power laws over budgets",
+        *(_law_lines(fit.laws) or ["None: no variant has minima at two budgets."]),
+        "## Curves without a minimum",
+        *(_refusal_lines(fit) or ["None."]),
+        "## Excluded runs",
+        *(_exclusion_lines(frame) or ["None."]),
+        _caveat(seeds, len(fit.budgets)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _expert_use_parts(report: IsoflopReport) -> list[str]:
+    table = tables.expert_use_table(report.fit, report.frame)
+    if table.empty:
+        return []
+    return [
+        "## Use of the experts at the best trained size",
+        tables.to_markdown(table),
+        "He 2024, Table 2, C4 (PEER, 6e18 FLOPs, 128 experts per token):",
+        tables.to_markdown(tables.published_expert_use()),
+    ]
+
+
+def _multiplier_lines(multipliers: Sequence[ComputeMultiplier]) -> list[str]:
+    lines = []
+    for m in multipliers:
+        outside = ", extrapolated beyond dense's budgets" if m.extrapolated else ""
+        gap = f"{m.nats_below:+.3f} +- {m.nats_margin:.3f} nats"
+        times = f"{m.multiplier:.2f}x [{m.low:.2f}, {m.high:.2f}]{outside}"
+        if np.isnan(m.multiplier):
+            times = "no multiplier, dense's minima do not fall from budget to budget"
+        lines.append(f"- {m.variant} at {budget_label(m.budget)}: {gap}, {times}")
+    return ["\n".join(lines)] if lines else []
+
+
+def _law_lines(laws: Sequence[PowerLaw]) -> list[str]:
+    lines = [
+        f"- {law.variant}: {law.of}* ~ C^{law.exponent:+.3f} +- {law.exponent_stderr:.3f} "
+        f"({law.num_budgets} budgets)"
+        for law in laws
+    ]
+    return ["\n".join(lines)] if lines else []
+
+
+def _refusal_lines(fit: IsoflopFit) -> list[str]:
+    lines = [
+        f"- {p.variant} at {budget_label(p.budget)}: {p.status} ({p.num_sizes} sizes, lowest "
+        f"{p.best_loss:.4f} at {p.best_size})"
+        for p in fit.profiles
+        if not p.ok
+    ]
+    return ["\n".join(lines)] if lines else []
+
+
+def _exclusion_lines(frame: pd.DataFrame) -> list[str]:
+    left = excluded(frame)
+    lines = [f"- {run}: {why}" for run, why in zip(left["run_id"], left["excluded"], strict=True)]
+    return ["\n".join(lines)] if lines else []
+
+
+def _caveat(seeds: int, budgets: int) -> str:
+    text = "Intervals are 95 %, from the scatter of the runs around the fitted curves"
+    if seeds < 2:
+        text += "; with one seed, gaps within the scatter are not evidence for either variant"
+    if budgets < 3:
+        text += f"; {budgets} budgets cannot test a power law"
+    return text + "."
