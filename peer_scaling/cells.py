@@ -12,7 +12,7 @@ from peer_scaling.planned import PlannedRun
 from peer_scaling.record import PLAN, RECORD, TERMINAL, RunRecord, budget_label
 from peer_scaling.run import Run
 
-PLAN_HEADER = ["run_id", "variant", "size", "budget", "seed", "flops", "state", "reason"]
+PLAN_HEADER = ["run_id", "variant", "size", "budget", "seed", "flops", "epochs", "state", "reason"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,15 @@ class StudyCell:
 
 
 def summary_line(cells: list[StudyCell]) -> str:
-    """How many cells are in which state, and the FLOPs that are still to spend."""
+    """How many cells are in which state, the FLOPs that are still to spend, and repeated data."""
     states = [cell.state for cell in cells]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     flops = sum(cell.run.settings.budget for cell in cells if cell.to_run)
     left = f"; {budget_label(float(f'{flops:.3g}'))} FLOPs to go" if flops else ""
-    return f"{cells[0].run.settings.study}: {len(cells)} cells, {', '.join(counts)}{left}"
+    epochs = max((c.planned.epochs or 0.0 for c in cells if c.planned), default=0.0)
+    repeats = f"; up to {epochs:.2f} epochs of the data" if epochs > 1 else ""
+    study = cells[0].run.settings.study
+    return f"{study}: {len(cells)} cells, {', '.join(counts)}{left}{repeats}"
 
 
 def plan_text(cells: list[StudyCell]) -> str:
@@ -95,4 +98,5 @@ def _plan_row(cell: StudyCell) -> list[str]:
     flops = repr(planned.plan.flops) if planned else ""
     reason = (record.reason if record else None) or ""
     axes = [cell.cell.variant, cell.cell.size, budget_label(cell.cell.budget), str(cell.cell.seed)]
-    return [name, *axes, flops, cell.state, reason]
+    epochs = f"{planned.epochs:.4g}" if planned and planned.epochs is not None else ""
+    return [name, *axes, flops, epochs, cell.state, reason]

@@ -135,6 +135,14 @@ def test_a_plain_multirun_in_worker_processes_keeps_the_exit_code(tmp_path):
     assert bad.returncode == 2
 
 
+def test_two_labels_for_one_model_are_refused(tmp_path):
+    twin = "+hydra.sweeper.variants.twin={ffw: dense}"
+    result = peer_train("--config-name", "smoke", twin, folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: variants dense and twin are the same model; drop one"
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_line_beats_the_study(tmp_path):
     arguments = ["--config-name", "smoke", "ffw=peer", "size=d8_l2", "dry_run=true"]
     params = [
@@ -179,6 +187,19 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_a_study_says_how_often_it_reads_its_data(tmp_path):
+    smoke = ["--config-name", "smoke", "ffw=dense", "size=d8_l2", "data.num_tokens=20000"]
+    result = peer_train(*smoke, "data.max_epochs=20", folder=tmp_path)
+    (line,) = [line for line in result.stdout.splitlines() if "epochs" in line]
+    with (tmp_path / "runs" / "smoke" / "plan.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert f"up to {float(row['epochs']):.2f} epochs of the data" in line
+    assert float(row["epochs"]) > 4
+    refused = peer_train(*smoke, "dry_run=true", folder=tmp_path)
+    assert "epochs of data=synthetic" in refused.stdout
+    assert "above data.max_epochs=4" in refused.stdout
 
 
 def test_a_refusal_is_forgotten_when_it_no_longer_holds(tmp_path):
