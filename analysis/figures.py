@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
+from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -67,12 +67,13 @@ def plot_isoflop(fit: IsoflopFit, frame: pd.DataFrame) -> Figure:
     Points are runs (hollow if excluded), lines the fitted parabolas, stars the minima with their 95
     % intervals. A curve without a minimum is drawn thin, and its status stands in the legend.
     """
-    with plt.style.context(STYLE):
+    with style.context(STYLE):
         # Three in a row, but four as two by two.
         columns = 2 if len(fit.budgets) == 4 else min(MAX_COLUMNS, len(fit.budgets))
         rows = -(-len(fit.budgets) // columns)
         size = (COLUMN_INCHES * columns, ROW_INCHES * rows + 0.5)
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        figure = Figure(size)
+        axes = figure.subplots(rows, columns, squeeze=False)
         for ax, budget in zip(axes.flat, fit.budgets, strict=False):
             _panel(ax, fit, frame, budget)
         for ax in axes.flat[len(fit.budgets) :]:
@@ -88,8 +89,9 @@ def plot_scaling(fit: IsoflopFit) -> Figure:
         "D": "training tokens D*",
         "L": "loss L* (nats per token)",
     }
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(3.3 * 3, 3.4))
+    with style.context(STYLE):
+        figure = Figure((3.3 * 3, 3.4))
+        axes = figure.subplots(1, 3)
         if not any(profile.ok for profile in fit.profiles):
             figure.suptitle("no curve of this study has a minimum")
             return figure
@@ -109,10 +111,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG, without dates, so that equal figures are equal files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    with plt.style.context(STYLE):  # it holds the salt of the SVG's identifiers
+    with style.context(STYLE):  # it holds the salt of the SVG's identifiers
         figure.savefig(paths[0], dpi=150, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
-    plt.close(figure)
     return paths
 
 
