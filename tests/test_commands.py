@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -160,10 +161,16 @@ def test_workers_end_with_their_launcher(tmp_path, how):
     with subprocess.Popen(
         [str(BIN / "peer-train"), *arguments, "data.max_epochs=1000", "threads=1", "hydra.launcher.workers=2"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        # A shell starts what runs in the background with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as launcher:  # fmt: skip
-        wait_for(lambda: len(list(study.glob("*/history.jsonl"))) == 2)
-        os.kill(launcher.pid, how)
-        output, _ = launcher.communicate()
+        try:
+            wait_for(lambda: len(list(study.glob("*/history.jsonl"))) == 2)
+            os.kill(launcher.pid, how)
+            output, _ = launcher.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
     wait_for(lambda: not members_of(launcher.pid))
     assert len(list(study.glob("*/history.jsonl"))) == 2
     assert not list(study.glob("*/record.json"))
