@@ -82,7 +82,7 @@ def plot_isoflop(fit: IsoflopFit, frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_scaling(fit: IsoflopFit) -> Figure:
+def plot_scaling(fit: IsoflopFit, frame: pd.DataFrame) -> Figure:
     """N*, D* and L* of every variant against the budget, with the power laws through them."""
     labels = {
         "N": AXIS_LABELS[fit.axis] + "*",
@@ -97,7 +97,7 @@ def plot_scaling(fit: IsoflopFit) -> Figure:
             return figure
         for ax, (of, label) in zip(axes, labels.items(), strict=True):
             for variant, look in looks(fit.variants).items():
-                _scaling_line(ax, fit, variant, of, look)
+                _scaling_line(ax, fit, variant, of, look, display_name(variant, frame))
             ax.set(xscale="log", yscale="log", xlabel="training FLOPs C", ylabel=label)
             _budget_ticks(ax, fit.budgets)
             if of != "L":
@@ -224,13 +224,13 @@ def _legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[st
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=8)
 
 
-def _scaling_line(ax: Axes, fit: IsoflopFit, variant: str, of: str, look: Look) -> None:
+def _scaling_line(ax: Axes, fit: IsoflopFit, variant: str, of: str, look: Look, name: str) -> None:
     optima = fit.optima(variant)
     C = np.array([p.budget for p in optima])
     values = {"N": [p.num_params for p in optima], "D": [p.tokens for p in optima]}
     points = values.get(of) or [p.loss for p in optima]
     laws = [law for law in fit.laws if (law.variant, law.of) == (variant, of)]
-    label = f"{variant}, N* ~ C^{laws[0].exponent:.2f}" if laws else variant
+    label = f"{name}, N* ~ C^{laws[0].exponent:.2f}" if laws else name
     ax.plot(C, points, marker=look.marker, linestyle="none", color=look.colour, label=label)
     for law in laws:
         line = ax.plot(C, power_law(law.log_coefficient, law.exponent, C), color=look.colour)

@@ -97,6 +97,11 @@ class PowerLaw:
     """NaN with two budgets, through which any power law passes."""
     num_budgets: int
 
+    @property
+    def exponent_margin(self) -> float:
+        """Half width of the exponent's 95 % interval: 12.7 standard errors with three budgets."""
+        return student_quantile(self.num_budgets - 2) * self.exponent_stderr
+
 
 @dataclass(frozen=True)
 class IsoflopFit:
@@ -145,6 +150,8 @@ def fit_isoflop(frame: pd.DataFrame, axis: str = "num_params_total") -> IsoflopF
     rows = usable(as_frame(frame))
     if rows.empty:
         raise AnalysisError(f"none of {len(frame)} runs is usable; their reasons are in `excluded`")
+    if not (np.isfinite(rows[axis]) & (rows[axis] > 0)).all():
+        raise AnalysisError(f"axis={axis}: not every usable run has a positive {axis}")
     studies = sorted(set(rows["study"]))
     if len(studies) > 1:
         names = ", ".join(studies)

@@ -43,12 +43,12 @@ def write(report: IsoflopReport, folder: Path) -> list[Path]:
     """Write figures, tables, the runs behind them and the summary; the paths written."""
     fit, frame = report.fit, report.frame
     paths = figures.save(figures.plot_isoflop(fit, frame), folder, "isoflop")
-    paths += figures.save(figures.plot_scaling(fit), folder, "scaling")
+    paths += figures.save(figures.plot_scaling(fit, frame), folder, "scaling")
     frames = {
         "runs": frame,
-        "optima": tables.optima_table(fit),
-        "power_laws": tables.laws_table(fit),
-        "multipliers": tables.multiplier_table(report.multipliers),
+        "optima": tables.with_causality(tables.optima_table(fit), frame),
+        "power_laws": tables.with_causality(tables.laws_table(fit), frame),
+        "multipliers": tables.with_causality(tables.multiplier_table(report.multipliers), frame),
     }
     for name, table in frames.items():
         paths.append(folder / f"{name}.csv")
@@ -78,11 +78,11 @@ def summary(report: IsoflopReport) -> str:
         *_expert_use_parts(report),
         "## Compute multiplier (FLOPs that dense needs for the same loss, over the budget)",
         *(
-            _multiplier_lines(report.multipliers)
+            _multiplier_lines(report.multipliers, frame)
             or ["None: there is no budget at which dense and another variant have minima."]
         ),
         "## Power laws over budgets",
-        *(_law_lines(fit.laws) or ["None: no variant has minima at two budgets."]),
+        *(_law_lines(fit.laws, frame) or ["None: no variant has minima at two budgets."]),
         "## Curves without a minimum",
         *(_refusal_lines(fit) or ["None."]),
         "## Excluded runs",
@@ -104,7 +104,7 @@ def _expert_use_parts(report: IsoflopReport) -> list[str]:
     ]
 
 
-def _multiplier_lines(multipliers: Sequence[ComputeMultiplier]) -> list[str]:
+def _multiplier_lines(multipliers: Sequence[ComputeMultiplier], frame: pd.DataFrame) -> list[str]:
     lines = []
     for m in multipliers:
         outside = ", extrapolated beyond dense's budgets" if m.extrapolated else ""
@@ -112,14 +112,15 @@ def _multiplier_lines(multipliers: Sequence[ComputeMultiplier]) -> list[str]:
         times = f"{m.multiplier:.2f}x [{m.low:.2f}, {m.high:.2f}]{outside}"
         if np.isnan(m.multiplier):
             times = "no multiplier, dense's minima do not fall from budget to budget"
-        lines.append(f"- {m.variant} at {budget_label(m.budget)}: {gap}, {times}")
+        name = tables.display_name(m.variant, frame)
+        lines.append(f"- {name} at {budget_label(m.budget)}: {gap}, {times}")
     return ["\n".join(lines)] if lines else []
 
 
-def _law_lines(laws: Sequence[PowerLaw]) -> list[str]:
+def _law_lines(laws: Sequence[PowerLaw], frame: pd.DataFrame) -> list[str]:
     lines = [
-        f"- {law.variant}: {law.of}* ~ C^{law.exponent:+.3f} +- {law.exponent_stderr:.3f} "
-        f"({law.num_budgets} budgets)"
+        f"- {tables.display_name(law.variant, frame)}: {law.of}* ~ C^{law.exponent:+.3f} +- "
+        f"{law.exponent_margin:.3f} ({law.num_budgets} budgets)"
         for law in laws
     ]
     return ["\n".join(lines)] if lines else []
@@ -142,7 +143,10 @@ def _exclusion_lines(frame: pd.DataFrame) -> list[str]:
 
 
 def _caveat(seeds: int, budgets: int) -> str:
-    text = "Intervals are 95 %, from the scatter of the runs around the fitted curves"
+    text = (
+        "Intervals are 95 %, from the scatter of the runs around the fitted curves, those of power "
+        "laws from the scatter of the minima around the line"
+    )
     if seeds < 2:
         text += "; with one seed, gaps within the scatter are not evidence for either variant"
     if budgets < 3:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.compare import ComputeMultiplier
 from analysis.figures import display_name
-from analysis.isoflop import ORDER, IsoflopFit
+from analysis.isoflop import ORDER, IsoflopFit, PowerLaw
 from analysis.load import usable
 from peer_scaling.record import budget_label
 
@@ -43,9 +43,17 @@ def optima_table(fit: IsoflopFit) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def with_causality(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column `variant`, and one that says whether the variant is causal."""
+    seen = frame.loc[frame["causal"].isin([False]), "variant"]
+    return table.assign(causal=~table["variant"].isin(seen))
+
+
 def laws_table(fit: IsoflopFit) -> pd.DataFrame:
     """One row per power law, coefficients at full precision."""
-    return pd.DataFrame([vars(law) for law in fit.laws])
+    rows = [{**vars(law), "exponent_margin": law.exponent_margin} for law in fit.laws]
+    columns = [*PowerLaw.__dataclass_fields__, "exponent_margin"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def perplexity_table(fit: IsoflopFit, frame: pd.DataFrame) -> pd.DataFrame:

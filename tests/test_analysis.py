@@ -41,6 +41,8 @@ def test_a_frame_from_elsewhere_needs_the_documented_columns_only():
     assert [p.num_sizes for p in theirs.profiles] == [6] * 6
     plain.loc[0, "loss"] = float("nan")
     assert fit_isoflop(plain).profiles[0].num_runs == 11
+    with pytest.raises(AnalysisError, match="axis=num_params_active: not every usable run"):
+        fit_isoflop(plain.drop(columns="num_params_active"), "num_params_active")
     with pytest.raises(AnalysisError, match="runs without tokens"):
         fit_isoflop(plain.drop(columns="tokens"))
 

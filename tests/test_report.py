@@ -170,6 +170,21 @@ def test_expert_use_is_that_of_the_best_trained_size(study):
     assert "| 1048576 | batch | 20.64 | 100.0 | 1.06 |" in summary(report)
 
 
+def test_what_is_not_causal_is_marked_wherever_it_is_shown(study, tmp_path):
+    report = analyse(study)
+    write(report, tmp_path / "out")
+    for name in ("optima", "multipliers", "power_laws"):
+        table = pd.read_csv(tmp_path / "out" / f"{name}.csv")
+        assert table.loc[table["variant"] == "peer", "causal"].all()
+        assert not table.loc[table["variant"] == "moe", "causal"].any()
+    lines = summary(report).split("He 2024")[0] + summary(report).split("## Compute mult")[1]
+    shown = [line for line in lines.splitlines() if line.startswith(("- moe", "| moe"))]
+    assert len(shown) >= 6
+    assert all("(not causal)" in line for line in shown if "sizes, lowest" not in line)
+    (legend,) = figures.plot_scaling(report.fit, report.frame).legends
+    assert any("moe (not causal)" in text.get_text() for text in legend.get_texts())
+
+
 def test_equal_records_give_equal_files(study, tmp_path):
     for folder in ("one", "two"):
         write(analyse(study), tmp_path / folder)
