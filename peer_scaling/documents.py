@@ -100,8 +100,9 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
         "json": ("json", {}),
         "parquet": ("parquet", {}),
     }[_format_of(file)]
+    name = glob.escape(file)  # `datasets` takes it for a pattern
     try:
-        yield from load_dataset(reader, data_files=file, streaming=True, split="train", **options)
+        yield from load_dataset(reader, data_files=name, streaming=True, split="train", **options)
     except Exception as error:  # each format has its own types for what is no such file
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"data.path={file}: cannot be read as {reader}, UTF-8 ({cause})") from error

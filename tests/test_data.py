@@ -93,6 +93,14 @@ def test_a_glob_reads_several_files(tmp_path):
     )
 
 
+def test_names_of_files_are_no_patterns(tmp_path):
+    (tmp_path / "b1.txt").write_text("\n\n".join(TEXTS[:40]))
+    (tmp_path / "b[1].txt").write_text("\n\n".join(TEXTS[40:]))
+    corpus = prepare(local(tmp_path / "b*.txt"))
+    found = decoded(corpus, "train") + decoded(corpus, "validation")
+    assert {text.strip() for text in found} == {text.strip() for text in TEXTS}
+
+
 def test_prepared_once_and_fingerprinted_by_content(jsonl, tmp_path):
     first = prepare(local(jsonl))
     written = (first.folder / "manifest.json").stat().st_mtime_ns
