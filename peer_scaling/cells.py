@@ -66,14 +66,15 @@ def plan_text(cells: list[StudyCell]) -> str:
     return "\n".join([*lines, f"about {seconds_text(total)} of computing for what is missing"])
 
 
-def write_plan(cells: list[StudyCell], folder: Path) -> Path:
+def write_plan(cells: list[StudyCell], folder: Path, *, keep_missing: bool) -> Path:
     """Write the plan beside the runs: what `peer-status` compares the records with.
 
-    Cells of earlier launches stay in it as long as they have a record, so that a launch of some
-    seeds or variants does not make the others disappear.
+    Cells of earlier launches stay in it if they have a record, and with `keep_missing` in any case:
+    a launch of some seeds or variants does not make the others disappear.
     """
     path = folder / PLAN
-    rows = {tuple(row[1:5]): row for row in _plan_rows(path) if (folder / row[0] / RECORD).exists()}
+    kept = (r for r in _plan_rows(path) if keep_missing or (folder / r[0] / RECORD).exists())
+    rows = {tuple(row[1:5]): row for row in kept}
     rows |= {tuple(row[1:5]): row for row in map(_plan_row, cells)}
     text = io.StringIO()
     csv.writer(text).writerows([PLAN_HEADER, *rows.values()])

@@ -172,6 +172,8 @@ def _explain_one(error: Exception, override: str | None, known: list[str]) -> st
         return f"{key}: no such key; {hint}"
     lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if not override and error.__cause__:
+        text = f"{str(error).splitlines()[0]} ({text})"
     return f"{override}: {text}" if override else text
 
 

@@ -91,7 +91,7 @@ class LocalJob:
 
     def __call__(self, number: int, overrides: list[str]) -> JobReturn:
         """Compose and run one configuration in this process, which ends if it is interrupted."""
-        idle = signal.signal(signal.SIGINT, signal.default_int_handler)
+        idle = signal.signal(signal.SIGINT, _interrupt_once)
         try:
             return self._run(number, overrides)
         except KeyboardInterrupt:
@@ -117,6 +117,15 @@ class LocalJob:
         )
         result.hydra_cfg = None  # may hold types that cannot be sent back
         return result
+
+
+def _interrupt_once(signum: int, frame: object) -> None:
+    """Let the run close undisturbed: a terminal interrupts worker and launcher, which does so too,
+    and the pool terminates its other workers when the first has ended.
+    """
+    for further in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(further, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _start_worker(alive: Connection) -> None:

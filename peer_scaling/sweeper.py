@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -21,7 +22,7 @@ from peer_scaling.cells import StudyCell, plan_text, summary_line, write_plan
 from peer_scaling.cli import CommandTask
 from peer_scaling.config import run_from
 from peer_scaling.data import Corpus, DataConfig
-from peer_scaling.errors import EXIT_DONE, StudyIncompleteError, UserError
+from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, StudyIncompleteError, UserError
 from peer_scaling.plan import Cell, InfeasibleError, Rung, Study, enumerate_cells, restrict
 from peer_scaling.planned import infeasible_record, plan_run
 from peer_scaling.preflight import check_machine, problems_of
@@ -36,7 +37,6 @@ from peer_scaling.record import (
 from peer_scaling.run import Run
 
 AXES = ("variant", "ffw", "size", "budget", "seed")
-PLAN_HEADER = ["run_id", "variant", "size", "budget", "seed", "flops", "state", "reason"]
 
 
 class IsoflopSweeper(Sweeper):
@@ -82,7 +82,7 @@ class IsoflopSweeper(Sweeper):
             print(plan_text(planned))
             return []
         _update_refusals(planned, corpora)
-        write_plan(planned, runs[0].study_folder)
+        write_plan(planned, runs[0].study_folder, keep_missing=bool(axes))
         print(summary_line(planned), flush=True)
         return self._launch([cell for cell in planned if cell.to_run], fixed)
 
@@ -117,10 +117,10 @@ class IsoflopSweeper(Sweeper):
         batch = [[*cell.cell.overrides(), *fixed] for cell in missing]
         returns = self._launcher.launch(batch, initial_job_idx=0)
         study = f"peer-train --config-name {self._config.hydra.job.config_name}"
-        _check_results(missing, shlex.join([*study.split(), *fixed]))
+        _check_results(missing, returns, shlex.join([*study.split(), *fixed]))
         if isinstance(self._task, CommandTask):
             self._task.exit_code = EXIT_DONE  # every cell has its outcome, diverged ones too
-        return [int(job.return_value) for job in returns]
+        return [_exit_code(job) for job in returns]
 
 
 def split_arguments(overrides: Iterable[Override]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -132,7 +132,7 @@ def split_arguments(overrides: Iterable[Override]) -> tuple[dict[str, tuple[str,
     axes: dict[str, tuple[str, ...]] = {}
     fixed: list[str] = []
     for override in overrides:
-        key = override.get_key_element()
+        key = override.get_key_element().lstrip("+")  # an axis however it is set
         if key in AXES:
             values = override.sweep_string_iterator() if override.is_sweep_override() else None
             axes[key] = tuple(values or (override.get_value_element_as_str(),))
@@ -203,12 +203,16 @@ def _refuse_twins(cells: list[StudyCell]) -> None:
         raise UserError(*problems.values())
 
 
-def _check_results(cells: list[StudyCell], study: str) -> None:
+def _exit_code(job: JobReturn) -> int:
+    return int(job.return_value) if job.status is JobStatus.COMPLETED else EXIT_FAILED
+
+
+def _check_results(cells: list[StudyCell], returns: Sequence[JobReturn], study: str) -> None:
     """Raise if a launched cell has no result, with a line for each and the command, `study` and
     the cell's axes, that runs it again.
     """
     problems = []
-    for cell in cells:
+    for cell, job in zip(cells, returns, strict=True):
         assert cell.planned is not None
         try:
             record = read_record(cell.planned.folder / RECORD)
@@ -217,6 +221,9 @@ def _check_results(cells: list[StudyCell], study: str) -> None:
             cause = f"{record.status}: {record.reason}"
         except RecordError:
             cause = "ended without a record"
+            if job.status is JobStatus.FAILED:  # then asking for the value raises what it raised
+                error = job._return_value
+                cause += f" ({type(error).__name__}: {error})"
         problems.append(
             f"{cell.planned.run_id} {cause}; again with: {study} {' '.join(cell.cell.axes())}"
         )
