@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from analysis.isoflop import IsoflopFit, Profile
 from analysis.laws import parabola, power_law
-from analysis.load import usable
+from analysis.load import not_causal, usable
 from peer_scaling.record import budget_label
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -119,8 +119,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 def display_name(variant: str, frame: pd.DataFrame) -> str:
     """The variant, marked if its loss is that of a layer that sees later tokens."""
-    causal = frame.loc[frame["variant"] == variant, "causal"]
-    return f"{variant} (not causal)" if any(value is False for value in causal) else variant
+    return f"{variant} (not causal)" if variant in not_causal(frame) else variant
 
 
 def count_label(count: float) -> str:
@@ -154,9 +153,9 @@ def _panel(ax: Axes, fit: IsoflopFit, frame: pd.DataFrame, budget: float) -> Non
     for variant, look in looks(fit.variants).items():
         runs = here.loc[here["variant"] == variant]
         kept, left = usable(runs), runs.loc[runs["excluded"].notna()]
-        style = {"marker": look.marker, "linestyle": "none", "color": look.colour, "markersize": 4}
-        ax.plot(kept[fit.axis], kept["loss"], **style, alpha=0.75)
-        ax.plot(left[fit.axis], left["loss"], **style, markerfacecolor="none")
+        points = {"marker": look.marker, "linestyle": "none", "color": look.colour, "markersize": 4}
+        ax.plot(kept[fit.axis], kept["loss"], **points, alpha=0.75)
+        ax.plot(left[fit.axis], left["loss"], **points, markerfacecolor="none")
         profile = fit.profile(variant, budget)
         if profile is not None and profile.coefficients is not None:
             _curve(ax, profile, look)

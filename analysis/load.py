@@ -71,6 +71,11 @@ def excluded(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[frame["excluded"].notna(), ["run_id", "variant", "size", "budget", "excluded"]]
 
 
+def not_causal(frame: pd.DataFrame) -> set[str]:
+    """The variants whose loss is that of a layer that sees later tokens."""
+    return set(frame.loc[frame["causal"].isin([False]), "variant"])
+
+
 def _row(path: Path) -> dict[str, Any]:
     try:
         record = read_record(path)
@@ -105,17 +110,22 @@ def _other_settings(frame: pd.DataFrame) -> None:
 
 
 def _keep_latest(frame: pd.DataFrame, group: pd.DataFrame, column: str, what: str) -> None:
-    latest = group.sort_values("finished_at", na_position="first").iloc[-1]
+    latest = frame.loc[_latest(group)]
     others = group.index[group[column] != latest[column]]
     frame.loc[others, "excluded"] = (
         f"{what} latest run {latest['run_id']}: give them their own study"
     )
 
 
+def _latest(group: pd.DataFrame) -> Any:
+    """Index of the run that ended last."""
+    return group.sort_values("finished_at", na_position="first").index[-1]
+
+
 def _repeated(frame: pd.DataFrame) -> None:
     """Exclude all but the latest of several runs of one cell."""
     for _, group in usable(frame).groupby(["study", *CELL]):
-        latest = group.sort_values("finished_at", na_position="first").index[-1]
+        latest = _latest(group)
         older = group.index.drop(latest)
         frame.loc[older, "excluded"] = f"superseded by {frame.loc[latest, 'run_id']}"
 

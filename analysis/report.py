@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import figures, tables
 from analysis.compare import ComputeMultiplier, compute_multiplier
 from analysis.isoflop import IsoflopFit, PowerLaw, fit_isoflop
-from analysis.load import excluded, load_runs, usable
+from analysis.load import excluded, load_runs, not_causal, usable
 from peer_scaling.record import budget_label
 
 NOT_CAUSAL = (
@@ -70,7 +70,7 @@ def summary(report: IsoflopReport) -> str:
         f"{len(kept)} of {len(frame)} runs used, {seeds} seed(s), N = {fit.axis}.",
         "## Perplexity of the compute-optimal models (minimum of the curve)",
         tables.to_markdown(tables.perplexity_table(fit, frame)),
-        *([f"*{NOT_CAUSAL}*"] if any(value is False for value in kept["causal"]) else []),
+        *([f"*{NOT_CAUSAL}*"] if not_causal(kept) else []),
         "## Nats below dense at equal FLOPs",
         tables.to_markdown(tables.nats_below_dense(fit, frame)),
         "He 2024, Table 1, C4 (other scale, data and vocabulary; the gap is what can be compared):",

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.compare import ComputeMultiplier
 from analysis.figures import display_name
 from analysis.isoflop import ORDER, IsoflopFit, PowerLaw
-from analysis.load import usable
+from analysis.load import not_causal, usable
 from peer_scaling.record import budget_label
 
 BASELINE = "dense"
@@ -45,8 +45,7 @@ def optima_table(fit: IsoflopFit) -> pd.DataFrame:
 
 def with_causality(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """A table with a column `variant`, and one that says whether the variant is causal."""
-    seen = frame.loc[frame["causal"].isin([False]), "variant"]
-    return table.assign(causal=~table["variant"].isin(seen))
+    return table.assign(causal=~table["variant"].isin(list(not_causal(frame))))
 
 
 def laws_table(fit: IsoflopFit) -> pd.DataFrame:

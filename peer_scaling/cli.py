@@ -4,7 +4,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from peer_scaling.config import suggestion
 from peer_scaling.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 from peer_scaling.paths import config_folder
 
@@ -167,9 +167,7 @@ def _explain_one(error: Exception, override: str | None, known: list[str]) -> st
         what = override or f"--config-name {missing[-1]}"
         return f"{what}: unknown; choose one of {options}"
     if override and key not in known and not key.startswith("hydra"):
-        near = get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "peer-train --help lists all keys"
-        return f"{key}: no such key; {hint}"
+        return f"{key}: no such key{suggestion(key, known) or '; peer-train --help lists all keys'}"
     lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     if not override and error.__cause__:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import peer_scaling.ffw
 from peer_scaling.data import DataConfig
-from peer_scaling.errors import UserError
+from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import EvalConfig
 from peer_scaling.ffw.base import FFWConfig
 from peer_scaling.model import DecoderConfig
@@ -48,7 +48,7 @@ def plain_values(config: DictConfig) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

@@ -124,9 +124,7 @@ def training_flops_by_component(cost: Cost, tokens: int) -> dict[str, float]:
 
 
 def _summed(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    return {
-        name: a.get(name, 0.0) + b.get(name, 0.0) for name in (*a, *(n for n in b if n not in a))
-    }
+    return {name: a.get(name, 0.0) + b.get(name, 0.0) for name in {**a, **b}}
 
 
 def _prefixed(prefix: str, parts: Mapping[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from peer_scaling.errors import UserError
+from peer_scaling.errors import UserError, first_line
 
 Split = Literal["train", "validation"]
 Documents = Iterator[tuple[Split, str]]
@@ -104,7 +104,7 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
     try:
         yield from load_dataset(reader, data_files=name, streaming=True, split="train", **options)
     except Exception as error:  # each format has its own types for what is no such file
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = first_line(error)
         raise UserError(f"data.path={file}: cannot be read as {reader}, UTF-8 ({cause})") from error
 
 

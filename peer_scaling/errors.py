@@ -25,6 +25,11 @@ class StudyIncompleteError(UserError):
     exit_code = EXIT_FAILED
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of somebody else's says, as far as a one-line message has room for it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def check(problems: list[str]) -> None:
     """Raise one ValueError with a line per problem, if there is any."""
     if problems:

@@ -149,6 +149,14 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(f"{path}: {error}") from error
 
 
+def find_record(folder: Path) -> RunRecord | None:
+    """The record in a run's folder; None if there is none or it cannot be read."""
+    try:
+        return read_record(folder / RECORD)
+    except RecordError:
+        return None
+
+
 def budget_label(budget: float) -> str:
     """A budget for names and figures: 6e18, 2.15e18; the shortest text that reads back the same."""
     return f"{Decimal(repr(float(budget))).normalize():e}".replace("e+", "e")

@@ -14,11 +14,9 @@ from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
 from peer_scaling.record import (
     HISTORY,
     PLAN,
-    RECORD,
-    RecordError,
     RunRecord,
     budget_label,
-    read_record,
+    find_record,
 )
 
 RUNNING_SECONDS = 120.0
@@ -48,7 +46,7 @@ def study_status(folder: Path) -> StudyStatus:
     """
     with (folder / PLAN).open(newline="", errors="replace") as file:
         rows = [row for row in csv.DictReader(file) if row.get("run_id") and "flops" in row]
-    records = {row["run_id"]: _record(folder / row["run_id"]) for row in rows}
+    records = {row["run_id"]: find_record(folder / row["run_id"]) for row in rows}
     states = {row["run_id"]: _state(folder / row["run_id"], records[row["run_id"]]) for row in rows}
     open_states = ("running", "interrupted", "missing", "failed")
     flops = sum(float(r["flops"] or 0) for r in rows if states[r["run_id"]] in open_states)
@@ -84,13 +82,6 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     print(json.dumps(asdict(status)) if arguments.json else _text(status))
     sys.exit(EXIT_DONE if not status.flops_left else EXIT_FAILED)
-
-
-def _record(folder: Path) -> RunRecord | None:
-    try:
-        return read_record(folder / RECORD)
-    except RecordError:
-        return None
 
 
 def _state(folder: Path, record: RunRecord | None) -> str:

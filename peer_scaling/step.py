@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peer_scaling.data import Corpus, Windows
-from peer_scaling.errors import UserError
+from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import Evaluation, cross_entropy_sum, evaluate, num_batches
 from peer_scaling.optim import set_lr
 from peer_scaling.run import Run
@@ -89,8 +89,9 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device={name}: {reason}; use device=auto or device=cpu") from error
+        raise UserError(
+            f"device={name}: {first_line(error)}; use device=auto or device=cpu"
+        ) from error
 
 
 @contextmanager

@@ -30,8 +30,7 @@ from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.record import (
     RECORD,
     TERMINAL,
-    RecordError,
-    read_record,
+    find_record,
     write_record,
 )
 from peer_scaling.run import Run
@@ -180,11 +179,7 @@ def _plan(cell: Cell, run: Run, corpus: Corpus | None) -> StudyCell:
         planned = plan_run(run, corpus)
     except InfeasibleError as error:
         return StudyCell(cell, run, None, infeasible_record(run, corpus, str(error)))
-    try:
-        record = read_record(planned.folder / RECORD)
-    except RecordError:
-        record = None
-    return StudyCell(cell, run, planned, record)
+    return StudyCell(cell, run, planned, find_record(planned.folder))
 
 
 def _refuse_twins(cells: list[StudyCell]) -> None:
@@ -193,10 +188,8 @@ def _refuse_twins(cells: list[StudyCell]) -> None:
     problems = {}
     for cell in cells:
         if cell.planned:
-            first, own = (
-                labels.setdefault(cell.planned.run_id, cell.cell.variant),
-                cell.cell.variant,
-            )
+            own = cell.cell.variant
+            first = labels.setdefault(cell.planned.run_id, own)
             if first != own:
                 problems[first, own] = f"variants {first} and {own} are the same model; drop one"
     if problems:
@@ -214,16 +207,13 @@ def _check_results(cells: list[StudyCell], returns: Sequence[JobReturn], study: 
     problems = []
     for cell, job in zip(cells, returns, strict=True):
         assert cell.planned is not None
-        try:
-            record = read_record(cell.planned.folder / RECORD)
-            if record.status in TERMINAL:
-                continue
-            cause = f"{record.status}: {record.reason}"
-        except RecordError:
-            cause = "ended without a record"
-            if job.status is JobStatus.FAILED:  # then asking for the value raises what it raised
-                error = job._return_value
-                cause += f" ({type(error).__name__}: {error})"
+        record = find_record(cell.planned.folder)
+        if record and record.status in TERMINAL:
+            continue
+        cause = f"{record.status}: {record.reason}" if record else "ended without a record"
+        if not record and job.status is JobStatus.FAILED:
+            error = job._return_value  # asking for `return_value` would raise it
+            cause += f" ({type(error).__name__}: {error})"
         problems.append(
             f"{cell.planned.run_id} {cause}; again with: {study} {' '.join(cell.cell.axes())}"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from peer_scaling.errors import UserError
+from peer_scaling.errors import UserError, first_line
 
 KINDS = ("bpe", "bytes", "file", "hf", "none")
 END_OF_DOCUMENT = "<|endofdoc|>"
@@ -149,7 +149,7 @@ def _load_file(path: str) -> Any:
         except Exception as error:  # the type that `tokenizers` raises
             raise UserError(
                 f"data.tokenizer.name={path}: no tokenizer of the library `tokenizers` "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from error
     # transformers converts SentencePiece models only out of a folder with this file name.
     with TemporaryDirectory() as folder:
@@ -164,7 +164,7 @@ def _load_hub(name: str, tokenizer_class: str = "AutoTokenizer") -> Any:
         return getattr(transformers, tokenizer_class).from_pretrained(name).backend_tokenizer
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.tokenizer.name={name} cannot be loaded ({_first_line(error)}); give a folder, "
+            f"data.tokenizer.name={name} cannot be loaded ({first_line(error)}); give a folder, "
             f"or use data.tokenizer.kind=file with a tokenizer.json"
         ) from error
 
@@ -174,7 +174,3 @@ def _sha256_of(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

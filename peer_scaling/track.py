@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from peer_scaling.errors import first_line
+
 KINDS = ("wandb", "off")
 WANDB_HOST = "api.wandb.ai"
 """Where logins of earlier W&B versions are filed; a newer one's own host is asked for too."""
@@ -118,7 +120,7 @@ class WandbTracker(Tracker):
             call()
         except Exception as error:  # its process may be gone: OSError, its own types, any other
             if not self._failed:
-                print(f"{self._run_id}: W&B stopped: {_first_line(error)}", flush=True)
+                print(f"{self._run_id}: W&B stopped: {first_line(error)}", flush=True)
             self._failed = True
 
 
@@ -134,7 +136,7 @@ def start_tracker(config: TrackerConfig, labels: RunLabels, folder: Path) -> Tra
         try:
             return WandbTracker(config, labels, folder, attempt)
         except Exception as error:  # W&B raises its own types, and those of what is below it
-            cause = _first_line(error)
+            cause = first_line(error)
             print(f"{labels.run_id}: W&B ({attempt}) did not start: {cause}", flush=True)
     return NullTracker()
 
@@ -146,10 +148,6 @@ def wandb_mode(config: TrackerConfig) -> Any:
     if config.mode != "auto":
         return config.mode
     return "online" if os.environ.get("WANDB_API_KEY") or _in_netrc() else "offline"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _in_netrc() -> bool:

@@ -29,10 +29,9 @@ from peer_scaling.record import (
     HISTORY,
     RECORD,
     TERMINAL,
-    RecordError,
     RunRecord,
     budget_label,
-    read_record,
+    find_record,
     write_record,
 )
 from peer_scaling.step import DivergedError, Stepper, pick_device, torch_settings
@@ -55,7 +54,7 @@ def task(config: DictConfig) -> int:
     planned = check_run(run)
     if run.settings.dry_run:
         planned = plan_run(run, find_prepared(run.data))
-        record = existing_record(planned)
+        record = find_record(planned.folder)
         state = record.status if record else "missing"
         row = plan_row(planned, state, Estimator().seconds(planned))
         print(table_text(PLAN_COLUMNS, [row]))
@@ -66,21 +65,13 @@ def task(config: DictConfig) -> int:
 
 def run_once(planned: PlannedRun) -> RunRecord:
     """Train a run unless its record says that it has ended; the record in either case."""
-    earlier = existing_record(planned)
+    earlier = find_record(planned.folder)
     if earlier and earlier.status in TERMINAL:
         print(f"{earlier.status} before, not trained again: {planned.folder / RECORD}")
         return earlier
     record = _attempt(planned, 1 + (earlier.attempts if earlier else 0))
     print(result_line(record), flush=True)
     return record
-
-
-def existing_record(planned: PlannedRun) -> RunRecord | None:
-    """The record in the run's folder; None if there is none or it cannot be read."""
-    try:
-        return read_record(planned.folder / RECORD)
-    except RecordError:
-        return None
 
 
 def train(planned: PlannedRun, tracker: Tracker, course: Course) -> dict[str, Any]:
