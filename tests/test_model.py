@@ -12,6 +12,7 @@ from peer_scaling.ffw.dense import Dense
 from peer_scaling.ffw.moe import MoE
 from peer_scaling.ffw.peer import PEER
 from peer_scaling.ffw.pkm import PKM
+from peer_scaling.kernels.dispatch import use_backend
 from peer_scaling.model import Decoder, DecoderConfig, build_model, model_cost
 
 CONTEXT, VOCAB = 32, 96
@@ -121,7 +122,7 @@ def test_flops_equal_pytorchs_counter(name, tie):
     tokens = some_tokens(4)
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={attention: attention_flops})
-    with torch.no_grad(), counter:
+    with use_backend("plain"), torch.no_grad(), counter:
         model(tokens)
     cost = model_cost(config, VARIANTS[name], VOCAB, CONTEXT)
     assert counter.get_total_flops() == cost.forward_flops_per_token * tokens.numel()
@@ -139,7 +140,7 @@ def test_training_costs_three_times_the_forward_pass():
 
     mapping = {forward: attention_flops, backward: backward_flops}
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    with counter:
+    with use_backend("plain"), counter:
         model(tokens).logits_BTV.sum().backward()
     cost = model_cost(SMALL, VARIANTS["peer"], VOCAB, CONTEXT)
     # The input of the first projection is a normalised embedding, so it needs its gradient too.

@@ -9,22 +9,14 @@ F hidden width of a dense layer, H heads, K experts kept per head, N experts or 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from peer_scaling.cost import Cost
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "relu": functional.relu,
-    "silu": functional.silu,
-}
-"""Non-linearities by the name that configs use; `gelu` is the exact (erf) form."""
+from peer_scaling.kernels.activations import ACTIVATIONS
 
 
 class Routing(NamedTuple):

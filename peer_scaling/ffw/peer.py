@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from peer_scaling.ffw.base import (
-    ACTIVATIONS,
     FFW,
     FFWOutput,
     ParamGroup,
@@ -26,7 +25,7 @@ from peer_scaling.ffw.base import (
     normal,
 )
 from peer_scaling.ffw.product_key import ProductKeyConfig, ProductKeyRouter
-from peer_scaling.kernels.experts import single_neuron_experts
+from peer_scaling.kernels.experts import TableGradient, single_neuron_experts
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class PEERFFW(FFW):
     ) -> None:
         super().__init__()
         self.config = config
-        self.activation = ACTIVATIONS[config.activation]
         self.router = ProductKeyRouter(config, d_model, generator)
         shape = (config.num_experts, d_model)
         self.down_ND = normal(shape, d_model**-0.5, generator)
@@ -68,11 +66,19 @@ class PEERFFW(FFW):
         """Evaluate h * k single-neuron experts for each token."""
         x_MD = x_BTD.flatten(0, 1)
         index_ML, gate_ML = self.router(x_MD)
-        y_MD = single_neuron_experts(
-            x_MD, index_ML, gate_ML, self.down_ND, self.up_ND, self.activation
-        )
+        # In the tables' type under autocast: casting a table costs more than reading its rows.
+        with torch.autocast(x_MD.device.type, enabled=False):
+            y_MD = single_neuron_experts(
+                x_MD.to(self.up_ND.dtype),
+                index_ML,
+                gate_ML,
+                self.down_ND,
+                self.up_ND,
+                self.config.activation,
+                TableGradient(self.config.table_gradient),
+            )
         stats = Routing(index_ML, gate_ML.detach(), self.config.num_experts)
-        return FFWOutput(y_MD.view_as(x_BTD), x_BTD.new_zeros(()), stats)
+        return FFWOutput(y_MD.to(x_BTD.dtype).view_as(x_BTD), x_BTD.new_zeros(()), stats)
 
     def optim_groups(self) -> list[ParamGroup]:
         """The router's groups, and the tables: no decay, their own learning rate."""

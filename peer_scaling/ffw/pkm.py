@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peer_scaling.ffw.base import FFW, FFWOutput, ParamGroup, Routing, normal
 from peer_scaling.ffw.product_key import ProductKeyConfig, ProductKeyRouter
-from peer_scaling.kernels.experts import weighted_rows
+from peer_scaling.kernels.experts import TableGradient, weighted_rows
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class PKMFFW(FFW):
         """Read h * k values for each token."""
         x_MD = x_BTD.flatten(0, 1)
         index_ML, gate_ML = self.router(x_MD)
-        y_MD = weighted_rows(index_ML, gate_ML, self.value_ND)
+        form = TableGradient(self.config.table_gradient)
+        with torch.autocast(x_MD.device.type, enabled=False):
+            y_MD = weighted_rows(index_ML, gate_ML, self.value_ND, form)
         stats = Routing(index_ML, gate_ML.detach(), self.config.num_experts)
-        return FFWOutput(y_MD.view_as(x_BTD), x_BTD.new_zeros(()), stats)
+        return FFWOutput(y_MD.to(x_BTD.dtype).view_as(x_BTD), x_BTD.new_zeros(()), stats)
 
     def optim_groups(self) -> list[ParamGroup]:
         """The router's groups, and the values: no decay, their own learning rate."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 from peer_scaling.cost import BYTES_PER_VALUE, Cost
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import FFWConfig, ParamGroup, normal
+from peer_scaling.kernels.experts import TableGradient
 from peer_scaling.kernels.product_keys import product_key_topk
 
 QUERY_NORMS = ("batch", "layer", "none")
@@ -39,6 +40,8 @@ class ProductKeyConfig(FFWConfig):
     table_lr_multiplier: float = 4.0
     """Learning rate of the tables over that of the rest. A row is read by few tokens of a step.
     4 is Lample et al.'s 1e-3 for values over 2.5e-4 for the rest; docs/log.md has our check."""
+    table_gradient: str = "dense"
+    """`dense`, as any optimiser takes it, or `rows`: sparse, the chosen rows alone."""
 
     def __post_init__(self) -> None:
         check(self._problems())
@@ -62,6 +65,12 @@ class ProductKeyConfig(FFWConfig):
         if self.query_norm not in QUERY_NORMS:
             problems.append(
                 f"query_norm={self.query_norm!r} is unknown; choose one of {', '.join(QUERY_NORMS)}"
+            )
+        forms = [form.value for form in TableGradient]
+        if self.table_gradient not in forms:
+            problems.append(
+                f"table_gradient={self.table_gradient!r} is unknown; choose one of "
+                f"{', '.join(forms)}"
             )
         return problems
 
@@ -141,7 +150,7 @@ class ProductKeyRouter(nn.Module):
             query_MHPC = self._normed(query_MQ.to(self.keys_HPSC.dtype))
             top = product_key_topk(query_MHPC, self.keys_HPSC, self.config.experts_per_head)
             gate_MHK = torch.softmax(top.score_MHK, dim=-1)
-        return Retrieved(top.index_MHK.flatten(1), gate_MHK.flatten(1).to(x_MD.dtype))
+        return Retrieved(top.index_MHK.flatten(1), gate_MHK.flatten(1))
 
     def _normed(self, query_MQ: Tensor) -> Tensor:
         heads, width = self.config.num_heads, self.config.key_dim

@@ -37,7 +37,7 @@ class RowGradient(NamedTuple):
         return grad_ND.index_copy_(0, self.row_R, self.grad_RD)
 
     def sparse(self, num_rows: int) -> Tensor:
-        """The (N, D) gradient as a coalesced sparse tensor, as `nn.Embedding(sparse=True)` gives."""
+        """The (N, D) gradient as a coalesced sparse tensor, as of `nn.Embedding(sparse=True)`."""
         shape = (num_rows, self.grad_RD.shape[1])
         return torch.sparse_coo_tensor(
             self.row_R[None], self.grad_RD, shape, is_coalesced=True, check_invariants=False
