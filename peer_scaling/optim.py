@@ -4,9 +4,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from math import cos, inf, pi
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from peer_scaling.adamw import TABLE_UPDATES, AdamW
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import ParamGroup
 
@@ -37,6 +38,9 @@ class OptimConfig:
     """`wsd`: decay as a fraction of the run's tokens."""
     final: float = 0.1
     """Learning rate of the last step over the peak, for `cosine` and `wsd`."""
+    table_update: str = "dense"
+    """What happens to the rows of a table that no token picked: `dense` is AdamW, `lazy` leaves
+    them as they are (adamw.py)."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -59,6 +63,9 @@ class OptimConfig:
             problems.append(f"warmup={self.warmup} and decay={self.decay} exceed the run together")
         if self.schedule not in SCHEDULES:
             problems.append(f"schedule={self.schedule!r} is unknown; use {', '.join(SCHEDULES)}")
+        if self.table_update not in TABLE_UPDATES:
+            choices = ", ".join(TABLE_UPDATES)
+            problems.append(f"table_update={self.table_update!r} is unknown; use {choices}")
         check(problems)
 
 
@@ -88,14 +95,12 @@ def lr_factor(config: OptimConfig, step: int, steps: int) -> float:
     return config.final + (1.0 - config.final) * 0.5 * (1.0 + cos(pi * progress))
 
 
-def make_optimizer(
-    config: OptimConfig, groups: list[ParamGroup], lr: float
-) -> torch.optim.Optimizer:
-    """AdamW over all groups, merged by decay and learning rate, fused where PyTorch can."""
+def make_optimizer(config: OptimConfig, groups: list[ParamGroup], lr: float) -> AdamW:
+    """AdamW over all groups, merged by decay and learning rate."""
     merged: defaultdict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for group in groups:
         merged[group.decay, group.lr_multiplier].extend(group.params)
-    return torch.optim.AdamW(
+    return AdamW(
         [
             {
                 "params": params,
@@ -108,11 +113,11 @@ def make_optimizer(
         ],
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=True,
+        table_update=config.table_update,
     )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_lr(optimizer: Optimizer, factor: float) -> None:
     """Set every group's learning rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]

@@ -13,7 +13,7 @@ from peer_scaling.plan import InfeasibleError, Plan, make_plan
 from peer_scaling.record import RunRecord, budget_label
 from peer_scaling.run import Run
 
-SEMANTICS = 1
+SEMANTICS = 2
 """Raised when the same configuration would train another model: old runs are then not mixed in."""
 
 
