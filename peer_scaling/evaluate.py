@@ -1,6 +1,6 @@
 """Validation loss over a fixed set of tokens, without a trace in the training state.
 
-Shape suffixes: B sequences, T time, V vocabulary.
+Shape suffixes: B sequences, T time, L choices, N experts.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from math import exp, log
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from peer_scaling.data import Windows
 from peer_scaling.ffw.base import Routing
@@ -85,20 +84,12 @@ def evaluate(
             numbers_B = np.arange(batch * batch_size, (batch + 1) * batch_size)
             tokens_BT = torch.from_numpy(windows.read(numbers_B)).to(device)
             output = model(tokens_BT[:, :-1])
-            total += cross_entropy_sum(output.logits_BTV, tokens_BT[:, 1:])
+            total += output.cross_entropy_sum(tokens_BT[:, 1:])
             usage.add(output.stats)
     model.train(was_training)
     tokens = batches * batch_size * windows.context
     loss = float(total) / tokens
     return Evaluation(loss, tokens, usage.usage, usage.unevenness)
-
-
-def cross_entropy_sum(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy in nats: float32 at least for the softmax, float64 for the sum."""
-    logits_LV = logits_BTV.flatten(0, 1)
-    logits_LV = logits_LV.to(torch.promote_types(logits_LV.dtype, torch.float32))
-    losses_L = functional.cross_entropy(logits_LV, targets_BT.flatten(), reduction="none")
-    return losses_L.double().sum()
 
 
 class ExpertUse:

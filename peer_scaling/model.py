@@ -17,6 +17,7 @@ from peer_scaling.cost import Cost
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import FFW, FFWConfig, FFWOutput, ParamGroup, Routing, normal
 from peer_scaling.ffw.dense import Dense
+from peer_scaling.kernels.cross_entropy import cross_entropy_sum
 
 NORMS = ("rms", "layer")
 NORM_EPS = 1e-6
@@ -69,9 +70,23 @@ class DecoderConfig:
 class DecoderOutput:
     """What the decoder returns for (batch, time) tokens."""
 
-    logits_BTV: Tensor
+    hidden_BTD: Tensor
+    """Normalised output of the last block."""
+    head_VD: Tensor
+    """Output head: the parameter itself."""
     aux_loss: Tensor
+    """Scalar to add to the training loss."""
     stats: Routing | None
+    """Expert choices of the swapped feed-forward."""
+
+    @property
+    def logits_BTV(self) -> Tensor:
+        """Next-token logits, computed on each access: all of them at once, for small inputs."""
+        return functional.linear(self.hidden_BTD, self.head_VD)
+
+    def cross_entropy_sum(self, target_BT: Tensor) -> Tensor:
+        """Summed cross-entropy with int64 (batch, time) next tokens: nats, float64, a scalar."""
+        return cross_entropy_sum(self.hidden_BTD.flatten(0, 1), self.head_VD, target_BT.flatten())
 
 
 def build_model(
@@ -117,7 +132,7 @@ def model_cost(config: DecoderConfig, ffw: FFWConfig, vocab_size: int, context: 
 
 
 class Decoder(nn.Module):
-    """Token logits from tokens."""
+    """Next-token distributions from tokens."""
 
     def __init__(
         self,
@@ -149,7 +164,7 @@ class Decoder(nn.Module):
         self.register_buffer("sin_TA", sin_TA, persistent=False)
 
     def forward(self, tokens_BT: Tensor) -> DecoderOutput:
-        """Next-token logits for int64 tokens of at most `context` positions."""
+        """Next-token hidden states and head for int64 tokens of at most `context` positions."""
         time = tokens_BT.shape[1]
         if time > len(self.cos_TA):
             raise ValueError(f"{time} tokens exceed the model's context of {len(self.cos_TA)}")
@@ -161,8 +176,7 @@ class Decoder(nn.Module):
             aux_loss = aux_loss + output.aux_loss
             stats = stats if output.stats is None else output.stats
         head_VD = self.embedding_VD if self.head_VD is None else self.head_VD
-        logits_BTV = functional.linear(self.norm(x_BTD), head_VD)
-        return DecoderOutput(logits_BTV, aux_loss, stats)
+        return DecoderOutput(self.norm(x_BTD), head_VD, aux_loss, stats)
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         x_BTD = functional.embedding(tokens_BT, self.embedding_VD)

@@ -1,6 +1,6 @@
 """One update and one evaluation: all that touches the device.
 
-Shape suffixes: B sequences, T time, V vocabulary.
+Shape suffixes: B sequences, T time.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import nn
 
 from peer_scaling.data import Corpus, Windows
 from peer_scaling.errors import UserError, first_line
-from peer_scaling.evaluate import Evaluation, cross_entropy_sum, evaluate, num_batches
+from peer_scaling.evaluate import Evaluation, evaluate, num_batches
 from peer_scaling.optim import set_lr
 from peer_scaling.run import Run
 
@@ -68,7 +68,7 @@ class Stepper:
         """Accumulate the gradient of `share` of the step's mean loss; the summed cross-entropy."""
         with self._autocast():
             output = self._model(tokens_BT[:, :-1])
-        summed = cross_entropy_sum(output.logits_BTV, tokens_BT[:, 1:])
+            summed = output.cross_entropy_sum(tokens_BT[:, 1:])
         mean = summed / tokens_BT[:, 1:].numel()
         ((mean + output.aux_loss) * share).backward()
         return summed.detach()

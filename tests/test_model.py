@@ -123,7 +123,8 @@ def test_flops_equal_pytorchs_counter(name, tie):
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     counter = FlopCounterMode(display=False, custom_mapping={attention: attention_flops})
     with use_backend("plain"), torch.no_grad(), counter:
-        model(tokens)
+        output = model(tokens)
+        output.cross_entropy_sum(tokens)
     cost = model_cost(config, VARIANTS[name], VOCAB, CONTEXT)
     assert counter.get_total_flops() == cost.forward_flops_per_token * tokens.numel()
 
@@ -138,10 +139,14 @@ def test_training_costs_three_times_the_forward_pass():
     def backward_flops(_, q_shape, k_shape, v_shape, *__, **___):
         return 2 * attention_flops(q_shape, k_shape, v_shape)
 
+    def sum_of_product_flops(_, a_shape, b_shape, *__, **___):
+        return 2 * a_shape[0] * a_shape[1] * b_shape[1]
+
     mapping = {forward: attention_flops, backward: backward_flops}
+    mapping[ops.addmm_] = sum_of_product_flops  # unknown to the counter, unlike addmm
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     with use_backend("plain"), counter:
-        model(tokens).logits_BTV.sum().backward()
+        model(tokens).cross_entropy_sum(tokens).backward()
     cost = model_cost(SMALL, VARIANTS["peer"], VOCAB, CONTEXT)
     # The input of the first projection is a normalised embedding, so it needs its gradient too.
     assert counter.get_total_flops() == cost.flops_per_token * tokens.numel()
