@@ -9,7 +9,7 @@ import torch
 from peer_scaling.model import build_model
 from peer_scaling.optim import make_optimizer
 from peer_scaling.planned import PlannedRun
-from peer_scaling.step import Stepper, pick_device, torch_settings
+from peer_scaling.step import Stepper, pick_device, read_results, torch_settings
 
 MAX_TIMED_PARAMS = 50_000_000
 MAX_TIMED_FLOPS = 2e11
@@ -92,7 +92,7 @@ def _time_step(planned: PlannedRun) -> float:
         stepper = Stepper(run, model, optimizer, device)
         for _ in range(WARMUP_STEPS + TIMED_STEPS):
             began = time.perf_counter()
-            stepper.step(tokens, 0.0)
+            read_results([stepper.step(tokens, 0.0)])
             times.append(time.perf_counter() - began)
     return float(np.median(times[WARMUP_STEPS:]))
 

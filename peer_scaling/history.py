@@ -1,13 +1,14 @@
 """The course of a run: one line per logged step for the file, the tracker and the screen."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
 from peer_scaling.display import Progress
 from peer_scaling.evaluate import Evaluation
 from peer_scaling.planned import PlannedRun
+from peer_scaling.step import DivergedError, Update
 from peer_scaling.track import Tracker
 
 
@@ -21,11 +22,19 @@ class Course:
     losses: list[float] = field(default_factory=list)
     """Training loss of every step, nats per token."""
 
-    def add(self, loss: float, seconds: float) -> None:
-        """Count one update."""
-        self.step += 1
-        self.train_seconds += seconds
-        self.losses.append(loss)
+    def add(self, updates: Sequence[Update], seconds: float) -> None:
+        """Count updates that took `seconds` together.
+
+        Raises:
+            DivergedError: one of them was not made; those before it are counted.
+        """
+        bad = next((n for n, update in enumerate(updates) if not update.finite), None)
+        made = updates[:bad]
+        self.step += len(made)
+        self.train_seconds += seconds * len(made) / len(updates)
+        self.losses += [update.loss for update in made]
+        if bad is not None:
+            raise DivergedError(f"loss {updates[bad].loss}, gradient norm {updates[bad].norm}")
 
     @property
     def final_loss(self) -> float | None:

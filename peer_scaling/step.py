@@ -4,8 +4,9 @@ Shape suffixes: B sequences, T time.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +20,45 @@ from peer_scaling.run import Run
 
 
 class DivergedError(Exception):
-    """A loss or gradient norm that is not finite, found before the update it would have made."""
+    """A loss or gradient norm that is not finite, and that has changed no parameter."""
+
+
+class StepResult(NamedTuple):
+    """What an update reports: scalars on the device, not waited for."""
+
+    loss: torch.Tensor
+    """Mean cross-entropy, nats per token, float64."""
+    norm: torch.Tensor
+    """Norm of the gradient before clipping."""
+
+
+class Update(NamedTuple):
+    """A `StepResult` that has been read."""
+
+    loss: float
+    norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether both are: the first update of which this is false stops the run."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def read_results(results: Sequence[StepResult]) -> list[Update]:
+    """Wait for the device, and bring the numbers of updates over in one transfer."""
+    if not results:
+        return []
+    rows = torch.stack([torch.stack([r.loss.double(), r.norm.double()]) for r in results])
+    return [Update(loss, norm) for loss, norm in rows.tolist()]
 
 
 class Stepper:
-    """Model, optimiser and device: makes updates and evaluations, keeps no other state."""
+    """Model, optimiser and device: makes updates and evaluations.
+
+    The only state beside theirs is a mark on the device. A loss or gradient norm that is not finite
+    sets it for good, and fused AdamW makes no update while it is set: parameters, moments and step
+    counts stay as they were before the first bad step, and the host need not wait to know.
+    """
 
     def __init__(
         self, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
@@ -33,29 +68,26 @@ class Stepper:
         if run.settings.compile:
             self._model.compile()  # in place: parameters keep their names
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._bad = torch.zeros((), device=device)
+        # What `torch.amp.GradScaler` sets: 1 makes the fused optimiser leave everything as it is.
+        optimizer.found_inf = self._bad  # pyright: ignore[reportAttributeAccessIssue]
 
-    def step(self, tokens: np.ndarray, factor: float) -> tuple[float, float]:
+    def step(self, tokens: np.ndarray, factor: float) -> StepResult:
         """One update on a batch of int64 (B, T + 1) tokens, at `factor` times the peak rate.
 
-        Returns:
-            Mean cross-entropy in nats per token, and the norm of the gradient before clipping.
-
-        Raises:
-            DivergedError: either is not finite; parameters are as before.
+        The host does not wait for the device. The update is left out if its loss or norm is not
+        finite, or those of an earlier step were not; `read_results` tells.
         """
-        tokens_BT = torch.from_numpy(tokens).to(self._device, non_blocking=True)
+        tokens_BT = self._to_device(tokens)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for part_BT in tokens_BT.split(self._run.forward_sequences):
             total += self._backward(part_BT, share=len(part_BT) / len(tokens_BT))
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._run.optim.clip))
-        loss = float(total) / tokens_BT[:, 1:].numel()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._optimizer.zero_grad(set_to_none=True)
-            raise DivergedError(f"loss {loss}, gradient norm {norm}")
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._run.optim.clip)
+        self._bad.copy_((self._bad > 0) | ~(total.isfinite() & norm.isfinite()))
         set_lr(self._optimizer, factor)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        return StepResult(total / tokens_BT[:, 1:].numel(), norm)
 
     def evaluate(self, corpus: Corpus) -> Evaluation:
         """Loss on the validation set."""
@@ -72,6 +104,12 @@ class Stepper:
         mean = summed / tokens_BT[:, 1:].numel()
         ((mean + output.aux_loss) * share).backward()
         return summed.detach()
+
+    def _to_device(self, tokens: np.ndarray) -> torch.Tensor:
+        tokens_BT = torch.from_numpy(tokens)
+        if self._device.type == "cuda":
+            tokens_BT = tokens_BT.pin_memory()  # from other memory, the host waits for the copy
+        return tokens_BT.to(self._device, non_blocking=True)
 
     def _autocast(self) -> torch.autocast:
         enabled = self._run.settings.precision == "bfloat16"

@@ -5,7 +5,9 @@ Read the loop in `train`; one update is `step.py`, one batch `data.py`, the mode
 
 import time
 import traceback
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import DictConfig
@@ -34,7 +36,7 @@ from peer_scaling.record import (
     find_record,
     write_record,
 )
-from peer_scaling.step import DivergedError, Stepper, pick_device, torch_settings
+from peer_scaling.step import DivergedError, Stepper, pick_device, read_results, torch_settings
 from peer_scaling.sweeper import IsoflopSweeper
 from peer_scaling.track import RunLabels, Tracker, start_tracker
 
@@ -80,7 +82,7 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course) -> dict[str, An
     Args:
         planned: what to train.
         tracker: mirror of the history.
-        course: kept up to date, step by step.
+        course: kept up to date, line by line of the history.
 
     Returns:
         The fields of the record that only training determines.
@@ -106,13 +108,17 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course) -> dict[str, An
         Progress(planned.run_id, plan, run.settings.progress) as progress,
     ):
         history = History(planned, file, tracker, progress)
-        for step in range(plan.steps):
+        for steps in intervals(plan.steps, log_every, eval_every):
             began = time.perf_counter()
-            factor = lr_factor(run.optim, step, plan.steps)
-            loss, norm = stepper.step(batches.batch(step), factor)
-            course.add(loss, time.perf_counter() - began)
+            factors = [lr_factor(run.optim, step, plan.steps) for step in steps]
+            # The device is not waited for between the steps of an interval.
+            results = [
+                stepper.step(batches.batch(s), f) for s, f in zip(steps, factors, strict=True)
+            ]
+            updates = read_results(results)
+            course.add(updates, time.perf_counter() - began)
             if course.step % log_every == 0 or course.step == plan.steps:
-                history.training(course, norm, factor * run.lr)
+                history.training(course, updates[-1].norm, factors[-1] * run.lr)
             if course.step % eval_every == 0 and course.step < plan.steps:
                 history.evaluation(course, stepper.evaluate(corpus))
         evaluation = stepper.evaluate(corpus)
@@ -129,6 +135,13 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course) -> dict[str, An
         "state_digest": state_digest(model, optimizer),
         "peak_memory_bytes": machine.peak_memory_bytes(device),
     }
+
+
+def intervals(steps: int, *every: int) -> Iterator[range]:
+    """Consecutive ranges of the first `steps` steps, that end after each multiple of `every`."""
+    ends = sorted({steps}.union(*(range(n, steps, n) for n in every)))
+    for start, end in pairwise([0, *ends]):
+        yield range(start, end)
 
 
 def _attempt(planned: PlannedRun, attempts: int) -> RunRecord:

@@ -16,8 +16,8 @@ from peer_scaling.ffw.base import Routing
 from peer_scaling.history import Course
 from peer_scaling.prepare import prepare
 from peer_scaling.record import HISTORY, RECORD, read_record
-from peer_scaling.step import DivergedError, Stepper
-from peer_scaling.train import run_once
+from peer_scaling.step import DivergedError, Stepper, Update, read_results
+from peer_scaling.train import intervals, run_once
 from planned_runs import SMALL, batch_of, make_planned, stepper_of
 
 
@@ -119,7 +119,8 @@ def test_accumulated_gradients_equal_the_whole_batch(tmp_path, ffw):
     for micro in ("null", "2", "1"):
         planned = make_planned(tmp_path, f"micro_batch={micro}", *extra, ffw=ffw)
         stepper, model, _ = stepper_of(planned)
-        results.append((*stepper.step(batch_of(planned), 1.0), model))
+        (update,) = read_results([stepper.step(batch_of(planned), 1.0)])
+        results.append((*update, model))
     whole = results[0]
     for loss, norm, model in results[1:]:
         assert loss == pytest.approx(whole[0], rel=1e-6)
@@ -172,27 +173,38 @@ def test_weights_on_disk_are_the_final_ones(tmp_path):
 
 
 def test_a_bad_number_stops_before_the_update(tmp_path):
+    """And what comes after it changes nothing either: the host finds out only later."""
     planned = make_planned(tmp_path, ffw="dense")
     stepper, model, optimizer = stepper_of(planned)
-    stepper.step(batch_of(planned), 1.0)
+    results = [stepper.step(batch_of(planned), 1.0)]
+    weight = model.blocks[0].ffw.in_FD[0, 0]
+    good = weight.item()
     with torch.no_grad():
-        model.blocks[0].ffw.in_FD[0, 0] = float("nan")
+        weight.fill_(float("nan"))
     before = state_digest(model, optimizer)
-    with pytest.raises(DivergedError, match="loss nan"):
-        stepper.step(batch_of(planned, 1), 1.0)
+    results.append(stepper.step(batch_of(planned, 1), 1.0))
     assert state_digest(model, optimizer) == before
+    with torch.no_grad():
+        weight.fill_(good)
+    before = state_digest(model, optimizer)
+    results.append(stepper.step(batch_of(planned, 2), 1.0))
+    assert state_digest(model, optimizer) == before
+    updates = read_results(results)
+    assert [update.finite for update in updates] == [True, False, True]
+    course = Course()
+    with pytest.raises(DivergedError, match="loss nan"):
+        course.add(updates, 3.0)
+    assert (course.step, course.train_seconds, course.losses) == (1, 1.0, [updates[0].loss])
 
 
 def test_a_diverged_run_is_an_outcome(tmp_path, monkeypatch):
-    planned = make_planned(tmp_path, ffw="dense")
+    planned = make_planned(tmp_path, "log_lines=3", ffw="dense")
     real = Stepper.step
 
     def poisoned(self, tokens, factor):
-        loss, norm = real(self, tokens, factor)
+        result = real(self, tokens, factor)
         poisoned.calls += 1
-        if poisoned.calls == 5:
-            raise DivergedError(f"loss nan, gradient norm {norm}")
-        return loss, norm
+        return result._replace(loss=result.loss * float("nan")) if poisoned.calls == 5 else result
 
     poisoned.calls = 0
     monkeypatch.setattr(Stepper, "step", poisoned)
@@ -202,6 +214,14 @@ def test_a_diverged_run_is_an_outcome(tmp_path, monkeypatch):
     assert (record.last_step, record.loss) == (4, None)
     poisoned.calls = -(10**9)
     assert run_once(planned).status == "diverged", "not tried again with the same seed"
+
+
+@pytest.mark.parametrize("every", [(1,), (4,), (3, 4), (100,), (10, 10), (7, 100)])
+def test_intervals_end_where_something_is_due(every):
+    ranges = list(intervals(10, *every))
+    assert [step for steps in ranges for step in steps] == list(range(10))
+    ends = {steps.stop for steps in ranges}
+    assert ends == {n for n in range(1, 11) if n == 10 or any(n % e == 0 for e in every)}
 
 
 def test_a_failure_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys):
@@ -275,8 +295,8 @@ def test_expert_choice_must_get_whole_numbers_of_tokens(tmp_path):
 def test_course_counts():
     course = Course()
     assert course.final_loss is None
-    for loss in range(20):
-        course.add(float(loss), 0.5)
+    course.add([Update(float(loss), 1.0) for loss in range(15)], 7.5)
+    course.add([Update(float(loss), 1.0) for loss in range(15, 20)], 2.5)
     assert (course.step, course.train_seconds, course.final_loss) == (20, 10.0, 18.5)
 
 
