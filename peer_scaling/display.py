@@ -82,10 +82,11 @@ def result_line(record: RunRecord) -> str:
     name = f"{record.variant} {record.size} {budget_label(record.budget)} s{record.seed}"
     if record.loss is None or record.perplexity is None:
         return f"{name}: {record.status}, {record.reason}"
+    share = "" if record.utilisation is None else f" ({100 * record.utilisation:.0f} % of peak)"
     speed = (record.flops_per_second or 0.0) / 1e9
     return (
         f"{name}: loss {record.loss:.4f} nats, perplexity {record.perplexity:.2f}, "
-        f"{seconds_text(record.wall_seconds or 0.0)}, {speed:.1f} GFLOP/s"
+        f"{seconds_text(record.wall_seconds or 0.0)}, {speed:.1f} GFLOP/s{share}"
     )
 
 

@@ -1,15 +1,14 @@
 """How long runs will take on this machine, before any is trained."""
 
 import time
-from collections.abc import Callable
 
 import numpy as np
-import torch
 
+from peer_scaling import machine
 from peer_scaling.model import build_model
 from peer_scaling.optim import make_optimizer
 from peer_scaling.planned import PlannedRun
-from peer_scaling.step import Stepper, pick_device, read_results, torch_settings
+from peer_scaling.step import Stepper, pick_device, product_dtype, read_results, torch_settings
 
 MAX_TIMED_PARAMS = 50_000_000
 MAX_TIMED_FLOPS = 2e11
@@ -44,38 +43,14 @@ class Estimator:
 
     def _from_peaks(self, planned: PlannedRun) -> float:
         if self._peaks is None:
-            device = pick_device(planned.run.settings.device)
-            self._peaks = matmul_peak(device), copy_peak(device)
+            settings = planned.run.settings
+            device, dtype = pick_device(settings.device), product_dtype(settings.precision)
+            with torch_settings(planned.run):
+                self._peaks = machine.matmul_peak(device, dtype), machine.copy_peak(device)
         flops_per_second, bytes_per_second = self._peaks
         update_bytes = UPDATE_BYTES_PER_PARAM * planned.cost.num_params_total
         products = planned.plan.flops / (ASSUMED_UTILISATION * flops_per_second)
         return products + planned.plan.steps * update_bytes / bytes_per_second
-
-
-def matmul_peak(device: torch.device) -> float:
-    """FLOP/s of a large float32 matrix product (bfloat16 on a GPU) on this machine."""
-    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    return 2 * size**3 / _fastest(lambda: torch.matmul(a, a), device)
-
-
-def copy_peak(device: torch.device) -> float:
-    """Bytes per second, read and written, of a large copy on this machine."""
-    a = torch.ones(2**26, device=device)
-    b = torch.empty_like(a)
-    return 2 * a.numel() * a.element_size() / _fastest(lambda: b.copy_(a), device)
-
-
-def _fastest(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of 5 calls."""
-    times = []
-    for _ in range(5):
-        _synchronize(device)
-        began = time.perf_counter()
-        call()
-        _synchronize(device)
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def _time_step(planned: PlannedRun) -> float:
@@ -95,8 +70,3 @@ def _time_step(planned: PlannedRun) -> float:
             read_results([stepper.step(tokens, 0.0)])
             times.append(time.perf_counter() - began)
     return float(np.median(times[WARMUP_STEPS:]))
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -79,6 +79,11 @@ class RunRecord:
     tokens_per_second: float | None = None
     """Over `train_seconds`, as is the next one."""
     flops_per_second: float | None = None
+    matmul_peak_flops_per_second: float | None = None
+    """Of a large matrix product in the run's precision on its device and threads, measured just
+    before training (`peer_scaling.machine.matmul_peak`)."""
+    utilisation: float | None = None
+    """`flops_per_second` over that peak: a share, 1 at best."""
     peak_memory_bytes: int | None = None
     """Device memory on a GPU, resident memory of the process otherwise."""
     state_digest: str | None = None

@@ -132,6 +132,11 @@ def pick_device(name: str) -> torch.device:
         ) from error
 
 
+def product_dtype(precision: str) -> torch.dtype:
+    """The type that matrix products are made in, from the name of a precision."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
 @contextmanager
 def torch_settings(run: Run) -> Iterator[None]:
     """Threads and determinism for one run; what was set before is set again afterwards."""

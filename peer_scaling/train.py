@@ -36,7 +36,14 @@ from peer_scaling.record import (
     find_record,
     write_record,
 )
-from peer_scaling.step import DivergedError, Stepper, pick_device, read_results, torch_settings
+from peer_scaling.step import (
+    DivergedError,
+    Stepper,
+    pick_device,
+    product_dtype,
+    read_results,
+    torch_settings,
+)
 from peer_scaling.sweeper import IsoflopSweeper
 from peer_scaling.track import RunLabels, Tracker, start_tracker
 
@@ -155,6 +162,8 @@ def _attempt(planned: PlannedRun, attempts: int) -> RunRecord:
         with torch_settings(planned.run):
             device = pick_device(planned.run.settings.device)
             results["environment"] = machine.environment(device)
+            dtype = product_dtype(planned.run.settings.precision)
+            results["matmul_peak_flops_per_second"] = machine.matmul_peak(device, dtype)
             results |= train(planned, tracker, course)
     except DivergedError as error:
         status, reason = "diverged", f"after step {course.step}: {error}"
@@ -166,7 +175,7 @@ def _attempt(planned: PlannedRun, attempts: int) -> RunRecord:
         tracker.finish("interrupted", {})
         raise
     record = RunRecord(
-        **_measured(planned, course),
+        **_measured(planned, course, results.get("matmul_peak_flops_per_second")),
         **results,
         status=status,
         reason=reason,
@@ -178,17 +187,19 @@ def _attempt(planned: PlannedRun, attempts: int) -> RunRecord:
     return record
 
 
-def _measured(planned: PlannedRun, course: Course) -> dict[str, Any]:
+def _measured(planned: PlannedRun, course: Course, peak: float | None) -> dict[str, Any]:
     """The fields of a record that are known however the run ended."""
     tokens = course.step * planned.plan.batch_tokens
     speed = tokens / course.train_seconds if course.train_seconds else None
+    flops_per_second = speed and speed * planned.cost.flops_per_token
     return {
         **planned.record_fields(),
         "last_step": course.step,
         "train_loss": course.final_loss,
         "train_seconds": course.train_seconds,
         "tokens_per_second": speed,
-        "flops_per_second": speed and speed * planned.cost.flops_per_token,
+        "flops_per_second": flops_per_second,
+        "utilisation": flops_per_second and peak and flops_per_second / peak,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": machine.git_commit(),
     }

@@ -11,6 +11,7 @@ import torch
 from peer_scaling import train as train_module
 from peer_scaling.checkpoint import load_weights, state_digest
 from peer_scaling.data import Windows
+from peer_scaling.display import result_line
 from peer_scaling.evaluate import EvalConfig, ExpertUse, evaluate, num_batches
 from peer_scaling.ffw.base import Routing
 from peer_scaling.history import Course
@@ -19,6 +20,8 @@ from peer_scaling.record import HISTORY, RECORD, read_record
 from peer_scaling.step import DivergedError, Stepper, Update, read_results
 from peer_scaling.train import intervals, run_once
 from planned_runs import SMALL, batch_of, make_planned, stepper_of
+
+PEAK = "matmul_peak_flops_per_second"
 
 
 @pytest.mark.parametrize("ffw", SMALL)
@@ -39,6 +42,9 @@ def test_a_run_leaves_a_complete_record(tmp_path, ffw):
     assert record.perplexity == pytest.approx(np.exp(record.loss))
     assert record.val_tokens == 2048
     assert record.peak_memory_bytes > 2**20
+    assert 0 < record.utilisation < 1
+    assert record.utilisation == record.flops_per_second / record.matmul_peak_flops_per_second
+    assert f"({100 * record.utilisation:.0f} % of peak)" in result_line(record)
     assert (planned.folder / "model.safetensors").is_file()
 
 
@@ -274,6 +280,15 @@ def test_expert_use_follows_the_papers_definitions():
     use.add(Routing(torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.75]]), 4))
     assert use.usage == 0.5
     assert use.unevenness == pytest.approx(np.log(2))
+
+
+def test_records_from_before_the_peak_was_measured_still_load(tmp_path):
+    record = run_once(make_planned(tmp_path, "budget=7e8", ffw="dense"))
+    old = {k: v for k, v in vars(record).items() if k not in ("utilisation", PEAK)}
+    (tmp_path / RECORD).write_text(json.dumps(old))
+    read = read_record(tmp_path / RECORD)
+    assert read == replace(record, utilisation=None, matmul_peak_flops_per_second=None)
+    assert result_line(read).endswith("GFLOP/s")
 
 
 def test_too_many_epochs_are_refused_with_their_number(tmp_path):
