@@ -5,7 +5,6 @@ import time
 import numpy as np
 
 from peer_scaling import machine
-from peer_scaling.model import build_model
 from peer_scaling.optim import make_optimizer
 from peer_scaling.planned import PlannedRun
 from peer_scaling.step import Stepper, pick_device, product_dtype, read_results, torch_settings
@@ -62,7 +61,7 @@ def _time_step(planned: PlannedRun) -> float:
     tokens = rng.integers(vocab_size, size=(run.settings.batch_size, context + 1))
     times = []
     with torch_settings(run):
-        model = build_model(run.decoder, run.ffw, vocab_size, context, seed=0).to(device)
+        model = run.model().to(device)
         optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
         stepper = Stepper(run, model, optimizer, device)
         for _ in range(WARMUP_STEPS + TIMED_STEPS):

@@ -4,15 +4,19 @@ Pre-norm blocks: x + attention(norm(x)), then x + feed_forward(norm(x)). The fee
 middle block is the variant's; every other block is dense. The middle of n blocks is block n / 2
 counted from 1 (He 2024, section 3.1: block 6 of 12), rounded up where n is odd.
 
-Shape suffixes: B batch, T time, D model width, H heads, A width of one head, V vocabulary.
+Shape suffixes: B batch, T time, D model width, A width of one head, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from peer_scaling.attention import Attention, rotary_table
 from peer_scaling.cost import Cost
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import FFW, FFWConfig, FFWOutput, ParamGroup, Routing, normal
@@ -90,11 +94,23 @@ class DecoderOutput:
 
 
 def build_model(
-    config: DecoderConfig, ffw: FFWConfig, vocab_size: int, context: int, seed: int
+    config: DecoderConfig,
+    ffw: FFWConfig,
+    vocab_size: int,
+    context: int,
+    seed: int,
+    *,
+    activation_checkpointing: bool = False,
 ) -> "Decoder":
-    """The model with initial weights that depend on `seed` alone, on the CPU, in float32."""
+    """The model with initial weights that depend on `seed` alone, on the CPU, in float32.
+
+    With `activation_checkpointing`, the backward pass computes attention and dense feed-forwards a
+    second time instead of keeping what is inside them: the same bits, less memory, more time. The
+    swapped feed-forward is left out: a second forward pass would move the running statistics of a
+    batch norm twice.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return Decoder(config, ffw, vocab_size, context, generator)
+    return Decoder(config, ffw, vocab_size, context, generator, activation_checkpointing)
 
 
 def model_cost(config: DecoderConfig, ffw: FFWConfig, vocab_size: int, context: int) -> Cost:
@@ -141,6 +157,7 @@ class Decoder(nn.Module):
         vocab_size: int,
         context: int,
         generator: torch.Generator,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -153,11 +170,15 @@ class Decoder(nn.Module):
         )
         self.blocks = nn.ModuleList()
         for number in range(config.num_layers):
-            block_ffw = ffw if number == config.swapped_block else config.ffw
+            swapped = number == config.swapped_block
+            block_ffw = ffw if swapped else config.ffw
             layer = block_ffw.build(config.d_model, out_scale=out_scale, generator=generator)
-            self.blocks.append(Block(config, layer, out_scale, generator))
+            parts = Checkpointed(activation_checkpointing, activation_checkpointing and not swapped)
+            self.blocks.append(Block(config, layer, out_scale, generator, parts))
         self.norm = _norm(config)
-        cos_TA, sin_TA = _rotary_table(config, context)
+        cos_TA, sin_TA = rotary_table(
+            config.d_model // config.num_heads, config.rotary_base, context
+        )
         self.cos_TA: Tensor
         self.sin_TA: Tensor
         self.register_buffer("cos_TA", cos_TA, persistent=False)
@@ -194,23 +215,44 @@ class Decoder(nn.Module):
         return groups
 
 
+class Checkpointed(NamedTuple):
+    """The parts of a block that the backward pass computes a second time."""
+
+    attention: bool
+    ffw: bool
+
+
 class Block(nn.Module):
     """Attention and a feed-forward, each on a normalised residual stream."""
 
     def __init__(
-        self, config: DecoderConfig, ffw: FFW, out_scale: float, generator: torch.Generator
+        self,
+        config: DecoderConfig,
+        ffw: FFW,
+        out_scale: float,
+        generator: torch.Generator,
+        checkpointed: Checkpointed,
     ) -> None:
         super().__init__()
+        self.checkpointed = checkpointed
         self.attention_norm = _norm(config)
-        self.attention = Attention(config, out_scale, generator)
+        self.attention = Attention(
+            config.d_model, config.num_heads, config.bias, out_scale, generator
+        )
         self.ffw_norm = _norm(config)
         self.ffw = ffw
 
     def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, FFWOutput]:
         """The residual stream after the block, and what the feed-forward reported."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
-        output = self.ffw(self.ffw_norm(x_BTD))
+        x_BTD = x_BTD + _call(self.checkpointed.attention, self._attend, x_BTD, rotary)
+        output = _call(self.checkpointed.ffw, self._feed_forward, x_BTD)
         return x_BTD + output.y_BTD, output
+
+    def _attend(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        return self.attention(self.attention_norm(x_BTD), rotary)
+
+    def _feed_forward(self, x_BTD: Tensor) -> FFWOutput:
+        return self.ffw(self.ffw_norm(x_BTD))
 
     def optim_groups(self) -> list[ParamGroup]:
         """The attention's, the norms' and the feed-forward's groups."""
@@ -222,51 +264,16 @@ class Block(nn.Module):
         ]
 
 
-class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions."""
-
-    def __init__(self, config: DecoderConfig, out_scale: float, generator: torch.Generator) -> None:
-        super().__init__()
-        d_model, std = config.d_model, config.d_model**-0.5
-        self.num_heads = config.num_heads
-        self.qkv_ED = normal((3 * d_model, d_model), std, generator)
-        self.out_DD = normal((d_model, d_model), out_scale * std, generator)
-        self.qkv_bias_E = nn.Parameter(torch.zeros(3 * d_model)) if config.bias else None
-        self.out_bias_D = nn.Parameter(torch.zeros(d_model)) if config.bias else None
-
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Mix each token with itself and earlier ones; same shape as the input."""
-        qkv_BTE = functional.linear(x_BTD, self.qkv_ED, self.qkv_bias_E)
-        heads_BTPHA = qkv_BTE.unflatten(-1, (3, self.num_heads, -1))
-        q_BHTA, k_BHTA, v_BHTA = heads_BTPHA.permute(2, 0, 3, 1, 4).unbind(0)
-        y_BHTA = functional.scaled_dot_product_attention(
-            _rotate(q_BHTA, rotary), _rotate(k_BHTA, rotary), v_BHTA, is_causal=True
-        )
-        return functional.linear(y_BHTA.transpose(1, 2).flatten(2), self.out_DD, self.out_bias_D)
-
-    def optim_groups(self) -> list[ParamGroup]:
-        """Weights decay, biases do not."""
-        biases = tuple(b for b in (self.qkv_bias_E, self.out_bias_D) if b is not None)
-        return [ParamGroup((self.qkv_ED, self.out_DD), decay=True), ParamGroup(biases, False)]
+def _call(checkpointed: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`, kept or computed again in the backward pass. No part draws random
+    numbers, so their state need not be kept either.
+    """
+    if not (checkpointed and torch.is_grad_enabled()):
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _norm(config: DecoderConfig) -> nn.Module:
     if config.norm == "rms":
         return nn.RMSNorm(config.d_model, eps=NORM_EPS)
     return nn.LayerNorm(config.d_model, bias=False)
-
-
-def _rotary_table(config: DecoderConfig, context: int) -> tuple[Tensor, Tensor]:
-    """Cos and sin of t * base^(-2 i / A), each (context, A), pairs (i, i + A / 2) alike."""
-    width = config.d_model // config.num_heads
-    frequency_A = config.rotary_base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    angle_TA = torch.outer(torch.arange(context, dtype=torch.float64), frequency_A).repeat(1, 2)
-    return angle_TA.cos().float(), angle_TA.sin().float()
-
-
-def _rotate(x_BHTA: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of channels by its position's angle (Su et al. 2021, 2104.09864, eq. 34)."""
-    cos_TA, sin_TA = rotary
-    first, second = x_BHTA.chunk(2, dim=-1)
-    turned_BHTA = torch.cat((-second, first), dim=-1)
-    return (x_BHTA * cos_TA + turned_BHTA * sin_TA).to(x_BHTA.dtype)

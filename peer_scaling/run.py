@@ -9,7 +9,7 @@ from peer_scaling.data import MAX_SEED, DataConfig
 from peer_scaling.errors import check
 from peer_scaling.evaluate import EvalConfig
 from peer_scaling.ffw.base import FFWConfig
-from peer_scaling.model import DecoderConfig, model_cost
+from peer_scaling.model import Decoder, DecoderConfig, build_model, model_cost
 from peer_scaling.optim import OptimConfig, peak_lr
 from peer_scaling.track import TrackerConfig
 
@@ -34,6 +34,9 @@ class Settings:
     precision: str = "float32"
     """`float32`, or `bfloat16` for autocast."""
     compile: bool = False
+    activation_checkpointing: bool = False
+    """Compute attention and dense feed-forwards again in the backward pass: less memory, the same
+    bits."""
     deterministic: bool = False
     """Refuse operations whose result may differ from one execution to the next."""
     device: str = "auto"
@@ -109,6 +112,17 @@ class Run:
     def study_folder(self) -> Path:
         """Folder of the study's runs."""
         return Path(self.settings.runs_dir) / self.settings.study
+
+    def model(self) -> Decoder:
+        """A new model with its initial weights, on the CPU."""
+        return build_model(
+            self.decoder,
+            self.ffw,
+            self.data.tokenizer.vocab_size,
+            self.data.context,
+            self.settings.seed,
+            activation_checkpointing=self.settings.activation_checkpointing,
+        )
 
     def cost(self) -> Cost:
         """Cost of the model per token."""

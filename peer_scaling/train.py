@@ -22,7 +22,6 @@ from peer_scaling.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED
 from peer_scaling.estimate import Estimator
 from peer_scaling.history import Course, History
 from peer_scaling.launcher import LocalLauncher
-from peer_scaling.model import build_model
 from peer_scaling.optim import lr_factor, make_optimizer
 from peer_scaling.planned import PlannedRun, plan_run
 from peer_scaling.preflight import check_run
@@ -103,9 +102,7 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course) -> dict[str, An
     corpus = prepare(run.data, plan.tokens)
     windows = Windows(corpus, "train", run.data.context)
     batches = TrainingBatches(windows, run.settings.batch_size, run.data.seed, run.data.order)
-    vocab_size = run.data.tokenizer.vocab_size
-    model = build_model(run.decoder, run.ffw, vocab_size, run.data.context, run.settings.seed)
-    model.to(device)
+    model = run.model().to(device)
     optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
     stepper = Stepper(run, model, optimizer, device)
     log_every = max(1, plan.steps // run.settings.log_lines)

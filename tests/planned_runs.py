@@ -5,7 +5,6 @@ from hydra import compose, initialize_config_dir
 
 from peer_scaling.config import run_from
 from peer_scaling.data import TrainingBatches, Windows
-from peer_scaling.model import build_model
 from peer_scaling.optim import make_optimizer
 from peer_scaling.paths import config_folder
 from peer_scaling.planned import plan_run
@@ -37,7 +36,7 @@ def make_planned(runs_dir, *overrides, ffw="peer"):
 
 def stepper_of(planned):
     run = planned.run
-    model = build_model(run.decoder, run.ffw, run.data.tokenizer.vocab_size, run.data.context, 0)
+    model = run.model()
     optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
     return Stepper(run, model, optimizer, torch.device("cpu")), model, optimizer
 

@@ -247,6 +247,33 @@ def test_impossible_backbones_are_refused(numbers, message):
         DecoderConfig(*numbers)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_activation_checkpointing_keeps_less(name):
+    """Per dense block: the two residual inputs stay, 8 d of attention and 9 d or more of the
+    feed-forward go; the swapped feed-forward keeps what it kept.
+    """
+
+    def kept(checkpointing):
+        config = DecoderConfig(16, 8, 2)
+        model = build_model(
+            config, VARIANTS[name], VOCAB, CONTEXT, 0, activation_checkpointing=checkpointing
+        )
+        own = {p.data_ptr() for p in model.parameters()}
+        sizes = {}
+
+        def keep(tensor):
+            if tensor.data_ptr() not in own:
+                sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model(some_tokens())
+        del output
+        return sum(sizes.values())
+
+    assert kept(True) < kept(False) / 2
+
+
 def test_bfloat16_autocast_runs_all_variants():
     for ffw in VARIANTS.values():
         model = build(ffw)

@@ -111,10 +111,24 @@ def test_options_change_the_loss_by_rounding_only(tmp_path, ffw, option):
         assert other.loss != plain.loss
 
 
+@pytest.mark.parametrize("ffw", SMALL)
+def test_activation_checkpointing_gives_the_same_bits(tmp_path, ffw):
+    """Of losses, parameters, buffers (the query norm's statistics) and optimiser state."""
+    states = []
+    for option in ("false", "true"):
+        planned = make_planned(tmp_path, f"activation_checkpointing={option}", ffw=ffw)
+        stepper, model, optimizer = stepper_of(planned)
+        results = [stepper.step(batch_of(planned, n), 1.0) for n in range(3)]
+        states.append((read_results(results), state_digest(model, optimizer)))
+    assert states[0] == states[1]
+
+
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_model_trains_to_the_same_loss(tmp_path):
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_a_compiled_model_trains_to_the_same_loss(tmp_path, checkpointing):
     plain = run_once(make_planned(tmp_path / "plain"))
-    compiled = run_once(make_planned(tmp_path / "compiled", "compile=true"))
+    option = f"activation_checkpointing={checkpointing}"
+    compiled = run_once(make_planned(tmp_path / "compiled", "compile=true", option))
     assert compiled.loss == pytest.approx(plain.loss, abs=0.01)
 
 
@@ -150,7 +164,7 @@ def test_identity_is_what_is_computed_and_nothing_else(tmp_path):
     base = make_planned(tmp_path).run_id
     for cosmetic in (
         "tracker=wandb", "log_lines=3", "progress=lines", "device=auto", "threads=1",
-        "save_model=false", "eval.every=0.5", "tracker.project=other", "data.max_epochs=3",
+        "save_model=false", "activation_checkpointing=true", "eval.every=0.5", "tracker.project=other", "data.max_epochs=3",
     ):  # fmt: skip
         assert make_planned(tmp_path, cosmetic).run_id == base, cosmetic
     for semantic in (
