@@ -98,13 +98,14 @@ def test_token_choice_equals_definition(top_k):
 
 @pytest.mark.parametrize("router", ["expert_choice", "token_choice"])
 @pytest.mark.parametrize("num", [1, 7, 64])
-def test_one_expert_is_dense_bit_for_bit(router, num):
-    moe = built(MoE(num_experts=1, router=router), d_model=16)
-    dense = built(Dense(), d_model=16)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_one_expert_is_dense_bit_for_bit(router, num, dtype):
+    moe = built(MoE(num_experts=1, router=router), d_model=16).to(dtype)
+    dense = built(Dense(), d_model=16).to(dtype)
     with torch.no_grad():
         dense.in_FD.copy_(moe.in_EFD[0])
         dense.out_DF.copy_(moe.out_EDF[0])
-    x = tokens(16, num)
+    x = tokens(16, num).to(dtype)
     assert torch.equal(moe(x).y_BTD, dense(x).y_BTD)
 
 

@@ -114,14 +114,22 @@ def attention_flops(q_shape, k_shape, v_shape, *_, **__):
     return 2 * batch * heads * time * k_shape[2] * (width + v_shape[3])
 
 
+def grouped_product_flops(rows_shape, matrices_shape, *_, **__):
+    """Each row meets one matrix of its group; PyTorch's counter knows no formula."""
+    rows, width = rows_shape
+    return 2 * rows * width * matrices_shape[2]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("tie", [True, False])
 def test_flops_equal_pytorchs_counter(name, tie):
     config = DecoderConfig(16, 3, 2, tie_embeddings=tie)
     model = build(VARIANTS[name], config).eval()
     tokens = some_tokens(4)
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter = FlopCounterMode(display=False, custom_mapping={attention: attention_flops})
+    ops = torch.ops.aten
+    mapping = {ops._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    mapping[ops._grouped_mm] = grouped_product_flops
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
     with use_backend("plain"), torch.no_grad(), counter:
         output = model(tokens)
         output.cross_entropy_sum(tokens)

@@ -9,7 +9,8 @@ Token choice (Shazeer et al. 2017, 1701.06538; Fedus et al. 2021, 2101.03961): e
 `top_k` experts, dropless, with the balance loss of Fedus et al., equation (4).
 
 Shape suffixes: B batch, T time, M = B * T tokens, D model width, E experts, F hidden width of one
-expert, C tokens per expert, K experts per token.
+expert, C tokens per expert, K experts per token, Q = M * K pairs of a token and an expert, sorted
+by expert.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from peer_scaling.ffw.base import (
     activation_problems,
     normal,
 )
+from peer_scaling.kernels.grouped import batched_linear, grouped_linear, permuted
 
 ROUTERS = ("expert_choice", "token_choice")
 
@@ -145,8 +147,8 @@ class MoEFFW(FFW):
         # In token order: the result does not depend on how top-k breaks ties in its ordering.
         token_EC = token_EC.sort(dim=-1).values
         gate_EC = score_ME.T.gather(1, token_EC)
-        hidden_ECF = self.activation(torch.bmm(x_MD[token_EC], self.in_EFD.mT))
-        out_ECD = torch.bmm(hidden_ECF, self.out_EDF.mT)
+        hidden_ECF = self.activation(batched_linear(x_MD[token_EC], self.in_EFD))
+        out_ECD = batched_linear(hidden_ECF, self.out_EDF)
         out_ECD = out_ECD * gate_EC[..., None].to(out_ECD.dtype)
         y_MD = out_ECD.new_zeros(x_MD.shape).index_add(0, token_EC.flatten(), out_ECD.flatten(0, 1))
         expert_EC = torch.arange(len(token_EC), device=x_MD.device)[:, None].expand_as(token_EC)
@@ -155,13 +157,17 @@ class MoEFFW(FFW):
 
     def _token_choice(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
         gate_MK, expert_MK = score_ME.topk(self.config.top_k, dim=-1)
-        y_MD = torch.zeros_like(x_MD)
-        for expert in range(self.config.num_experts):
-            token_C, slot_C = torch.nonzero(expert_MK == expert, as_tuple=True)
-            hidden_CF = self.activation(functional.linear(x_MD[token_C], self.in_EFD[expert]))
-            out_CD = functional.linear(hidden_CF, self.out_EDF[expert])
-            gated_CD = out_CD * gate_MK[token_C, slot_C, None].to(out_CD.dtype)
-            y_MD = y_MD.index_add(0, token_C, gated_CD.to(y_MD.dtype))
+        # Stable: the pairs of one expert stay in the order of their tokens.
+        expert_Q, pair_Q = expert_MK.flatten().sort(stable=True)
+        place_Q = pair_Q.argsort()
+        number_E = torch.arange(self.config.num_experts, device=x_MD.device)
+        end_E = torch.searchsorted(expert_Q, number_E, right=True, out_int32=True)
+        x_MKD = x_MD[:, None].expand(-1, self.config.top_k, -1)
+        x_QD = permuted(x_MKD.flatten(0, 1), pair_Q, place_Q)
+        hidden_QF = self.activation(grouped_linear(x_QD, self.in_EFD, end_E))
+        out_QD = grouped_linear(hidden_QF, self.out_EDF, end_E)
+        out_MKD = permuted(out_QD, place_Q, pair_Q).view_as(x_MKD)
+        y_MD = (out_MKD * gate_MK[..., None].to(out_MKD.dtype)).sum(1)
         stats = Routing(expert_MK, gate_MK.detach(), self.config.num_experts)
         return FFWOutput(y_MD, self._balance_loss(score_ME, expert_MK), stats)
 
