@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from peer_scaling.attention import Attention, rotary_table
+from peer_scaling.attention import Attention, Rotary, per_head, rotary_table
 from peer_scaling.cost import Cost
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import FFW, FFWConfig, FFWOutput, ParamGroup, Routing, normal
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         time = tokens_BT.shape[1]
         if time > len(self.cos_TA):
             raise ValueError(f"{time} tokens exceed the model's context of {len(self.cos_TA)}")
-        rotary = (self.cos_TA[:time], self.sin_TA[:time])
+        rotary = per_head(self.cos_TA[:time], self.sin_TA[:time], self.config.num_heads)
         x_BTD = self._embed(tokens_BT)
         aux_loss, stats = x_BTD.new_zeros(()), None
         for block in self.blocks:
@@ -242,13 +242,13 @@ class Block(nn.Module):
         self.ffw_norm = _norm(config)
         self.ffw = ffw
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, FFWOutput]:
+    def forward(self, x_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, FFWOutput]:
         """The residual stream after the block, and what the feed-forward reported."""
         x_BTD = x_BTD + _call(self.checkpointed.attention, self._attend, x_BTD, rotary)
         output = _call(self.checkpointed.ffw, self._feed_forward, x_BTD)
         return x_BTD + output.y_BTD, output
 
-    def _attend(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         return self.attention(self.attention_norm(x_BTD), rotary)
 
     def _feed_forward(self, x_BTD: Tensor) -> FFWOutput:

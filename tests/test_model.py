@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from peer_scaling.attention import per_head, rotary_table
 from peer_scaling.cost import CONVENTIONS, flops_by_convention, training_flops_by_component
 from peer_scaling.ffw.dense import Dense
 from peer_scaling.ffw.moe import MoE
@@ -222,9 +223,42 @@ def test_rotary_attention_depends_on_distance_alone():
     attention = model.blocks[0].attention
     x = torch.randn(1, 6, 16)
     cos, sin = model.cos_TA, model.sin_TA
-    near = attention(x, (cos[:6], sin[:6]))
-    far = attention(x, (cos[20:26], sin[20:26]))
+    near = attention(x, per_head(cos[:6], sin[:6], 2))
+    far = attention(x, per_head(cos[20:26], sin[20:26], 2))
     assert torch.allclose(near, far, atol=1e-5)
+    assert not torch.allclose(near, attention(x, per_head(cos[:6], 0 * sin[:6], 2)), atol=1e-5)
+
+
+def test_rotary_gradients_equal_the_definition():
+    """Pairs (i, i + A / 2) turned by t * base^(-2 i / A): complex numbers, gradients by autograd."""
+
+    def complex_attention(attention, x):
+        qkv = torch.nn.functional.linear(x, attention.qkv_ED).unflatten(-1, (3, 2, 8))
+        pairs = torch.complex(qkv[..., :4], qkv[..., 4:])
+        frequency = 10_000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+        angle = torch.outer(torch.arange(x.shape[1], dtype=torch.float64), frequency)
+        turned = pairs[:, :, :2] * torch.polar(torch.ones_like(angle), angle)[:, None, None]
+        q, k = torch.cat((turned.real, turned.imag), -1).permute(2, 0, 3, 1, 4)
+        v = qkv[:, :, 2].transpose(1, 2)
+        score = (q @ k.mT) / 8**0.5
+        score = score.masked_fill(torch.ones_like(score[0, 0]).triu(1).bool(), -torch.inf)
+        y = (torch.softmax(score, -1) @ v).transpose(1, 2).flatten(2)
+        return torch.nn.functional.linear(y, attention.out_DD)
+
+    model = build(Dense()).double()
+    attention = model.blocks[0].attention
+    cos, sin = rotary_table(8, 10_000.0, 12)
+    rotary = per_head(cos, sin, 2)
+    results = []
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 12, 16, dtype=torch.float64, generator=generator).requires_grad_()
+    for function in (lambda a, x_: a(x_, rotary), complex_attention):
+        y = function(attention, x)
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad, attention.qkv_ED.grad))
+        x.grad = attention.qkv_ED.grad = None
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)  # the table is float32
 
 
 def test_same_seed_same_weights_and_no_global_randomness():
