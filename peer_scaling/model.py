@@ -22,6 +22,7 @@ from peer_scaling.errors import check
 from peer_scaling.ffw.base import FFW, FFWConfig, FFWOutput, ParamGroup, Routing, normal
 from peer_scaling.ffw.dense import Dense
 from peer_scaling.kernels.cross_entropy import cross_entropy_sum
+from peer_scaling.kernels.rms_norm import rms_norm
 
 NORMS = ("rms", "layer")
 NORM_EPS = 1e-6
@@ -202,7 +203,7 @@ class Decoder(nn.Module):
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         x_BTD = functional.embedding(tokens_BT, self.embedding_VD)
         if self.config.normalize_embeddings:
-            return functional.rms_norm(x_BTD, x_BTD.shape[-1:], eps=NORM_EPS)
+            return rms_norm(x_BTD, None, NORM_EPS)
         return x_BTD
 
     def optim_groups(self) -> list[ParamGroup]:
@@ -264,6 +265,18 @@ class Block(nn.Module):
         ]
 
 
+class RMSNorm(nn.Module):
+    """`rms_norm` with a learned gain that starts at 1."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Each token to unit mean square, times the gain."""
+        return rms_norm(x_BTD, self.weight, NORM_EPS)
+
+
 def _call(checkpointed: bool, function: Callable[..., Any], *arguments: Any) -> Any:
     """`function(*arguments)`, kept or computed again in the backward pass. No part draws random
     numbers, so their state need not be kept either.
@@ -275,5 +288,5 @@ def _call(checkpointed: bool, function: Callable[..., Any], *arguments: Any) -> 
 
 def _norm(config: DecoderConfig) -> nn.Module:
     if config.norm == "rms":
-        return nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        return RMSNorm(config.d_model)
     return nn.LayerNorm(config.d_model, bias=False)
