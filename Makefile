@@ -26,6 +26,7 @@ check: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks.layers --quick
+	$(BIN)/python -m benchmarks.step --quick
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
