@@ -13,13 +13,13 @@ from peer_scaling.kernels.triton_tiles import load_rows, load_vector, store_vect
 
 
 @triton.jit
-def normal_cdf(x: tl.tensor):
+def normal_cdf(x):
     """P(X <= x) of a standard normal variable."""
     return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
-def activate(x: tl.tensor, ACTIVATION: tl.constexpr):
+def activate(x, ACTIVATION: tl.constexpr):
     """sigma(x), with the exact (erf) form of GELU."""
     if ACTIVATION == "gelu":
         y = x * normal_cdf(x)
@@ -32,8 +32,8 @@ def activate(x: tl.tensor, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def slope(x: tl.tensor, ACTIVATION: tl.constexpr):
-    """d sigma / dx, with 0 for ReLU at 0, as in PyTorch."""
+def slope(x, ACTIVATION: tl.constexpr):
+    """The derivative of sigma, with 0 for ReLU at 0, as in PyTorch."""
     if ACTIVATION == "gelu":
         y = normal_cdf(x) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
     elif ACTIVATION == "silu":
@@ -46,17 +46,17 @@ def slope(x: tl.tensor, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def bag_kernel(
-    table_ptr: tl.tensor,
-    index_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    y_ptr: tl.tensor,
-    L: tl.tensor,
+    table_ptr,
+    index_ptr,
+    weight_ptr,
+    y_ptr,
+    L,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """y = sum_l weight_l table[index_l]."""
+    """Sum: y = sum_l weight_l table[index_l]."""
     m = tl.program_id(0).to(tl.int64)
     y_D = tl.zeros((WIDTH,), ACC)
     for first in range(0, L, ROWS):
@@ -71,17 +71,17 @@ def bag_kernel(
 
 @triton.jit
 def dots_kernel(
-    table_ptr: tl.tensor,
-    index_ptr: tl.tensor,
-    vector_ptr: tl.tensor,
-    dot_ptr: tl.tensor,
-    L: tl.tensor,
+    table_ptr,
+    index_ptr,
+    vector_ptr,
+    dot_ptr,
+    L,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """dot_l = table[index_l] . vector."""
+    """Inner products: dot_l = table[index_l] . vector."""
     m = tl.program_id(0).to(tl.int64)
     vector_D = load_vector(vector_ptr, m, D, WIDTH, ACC)
     for first in range(0, L, ROWS):
@@ -95,21 +95,21 @@ def dots_kernel(
 
 @triton.jit
 def experts_forward_kernel(
-    x_ptr: tl.tensor,
-    index_ptr: tl.tensor,
-    gate_ptr: tl.tensor,
-    down_ptr: tl.tensor,
-    up_ptr: tl.tensor,
-    y_ptr: tl.tensor,
-    pre_ptr: tl.tensor,
-    L: tl.tensor,
+    x_ptr,
+    index_ptr,
+    gate_ptr,
+    down_ptr,
+    up_ptr,
+    y_ptr,
+    pre_ptr,
+    L,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     ACC: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """pre_l = down[index_l] . x and y = sum_l gate_l sigma(pre_l) up[index_l]."""
+    """Experts: pre_l = down[index_l] . x and y = sum_l gate_l sigma(pre_l) up[index_l]."""
     m = tl.program_id(0).to(tl.int64)
     x_D = load_vector(x_ptr, m, D, WIDTH, ACC)
     y_D = tl.zeros((WIDTH,), ACC)
@@ -129,17 +129,17 @@ def experts_forward_kernel(
 
 @triton.jit
 def experts_backward_kernel(
-    grad_ptr: tl.tensor,
-    index_ptr: tl.tensor,
-    gate_ptr: tl.tensor,
-    pre_ptr: tl.tensor,
-    down_ptr: tl.tensor,
-    up_ptr: tl.tensor,
-    grad_x_ptr: tl.tensor,
-    grad_gate_ptr: tl.tensor,
-    grad_pre_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    L: tl.tensor,
+    grad_ptr,
+    index_ptr,
+    gate_ptr,
+    pre_ptr,
+    down_ptr,
+    up_ptr,
+    grad_x_ptr,
+    grad_gate_ptr,
+    grad_pre_ptr,
+    weight_ptr,
+    L,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,

@@ -18,27 +18,27 @@ from peer_scaling.kernels.segments import RowGradient, sort_segments
 from peer_scaling.kernels.triton_tiles import accumulator, launch, load_rows, load_vector, tile_of
 
 LONGEST = 256
-"""Pairs that one program adds up in sequence. The rows that more pairs picked are cut into pieces of
-this many, summed side by side; then the sums are summed, in pieces again if they are many."""
+"""Pairs that one program adds up in sequence. Where more picked a row, pieces of this many are
+added up side by side; then the sums are, in pieces again if they are many."""
 
 
 @triton.jit
 def segment_kernel(
-    vector_ptr: tl.tensor,
-    token_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    start_ptr: tl.tensor,
-    count_ptr: tl.tensor,
-    place_ptr: tl.tensor,
-    sums_ptr: tl.tensor,
-    R: tl.tensor,
+    vector_ptr,
+    token_ptr,
+    weight_ptr,
+    start_ptr,
+    count_ptr,
+    place_ptr,
+    sums_ptr,
+    R,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     ACC: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """sums[place_r] = sum of weight_q vector[token_q] over the pairs q of segment r.
+    """Sums: sums[place_r] = sum of weight_q vector[token_q] over the pairs q of segment r.
 
     A program takes ROWS segments side by side, and leaves those of more than LIMIT pairs alone.
     """
@@ -48,7 +48,8 @@ def segment_kernel(
     count_R = tl.where(mine_R, count_R, 0)
     start_R = tl.load(start_ptr + r_R, mask=mine_R, other=0)
     sum_RD = tl.zeros((ROWS, WIDTH), ACC)
-    for step in range(0, tl.max(count_R, axis=0).to(tl.int32)):
+    longest = tl.cast(tl.max(count_R, axis=0), tl.int32)
+    for step in range(longest):
         live_R = step < count_R
         token_R = tl.load(token_ptr + start_R + step, mask=live_R, other=0)
         weight_R = tl.load(weight_ptr + start_R + step, mask=live_R, other=0.0).to(ACC)
@@ -62,17 +63,17 @@ def segment_kernel(
 
 @triton.jit
 def atomic_kernel(
-    vector_ptr: tl.tensor,
-    index_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    sums_ptr: tl.tensor,
-    L: tl.tensor,
+    vector_ptr,
+    index_ptr,
+    weight_ptr,
+    sums_ptr,
+    L,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """sums[index_l] += weight_l vector, for the token of this program."""
+    """Sums: sums[index_l] += weight_l vector, for the token of this program."""
     m = tl.program_id(0).to(tl.int64)
     d_D = tl.arange(0, WIDTH)
     vector_D = load_vector(vector_ptr, m, D, WIDTH, ACC)
@@ -127,7 +128,7 @@ def plan_sums(start_R: Tensor, count_R: Tensor, place_R: Tensor) -> Plan:
 def sort_pairs(index_ML: Tensor, *, compact: bool) -> Pairs:
     """Group the pairs by row; sums go to consecutive places if `compact`, else to their rows."""
     pair_Q, row_R, start_R = sort_segments(index_ML)
-    end_R = torch.cat([start_R[1:], start_R.new_full((min(len(row_R), 1),), len(pair_Q))])
+    end_R = torch.cat([start_R, start_R.new_full((1,), len(pair_Q))])[1:]
     place_R = torch.arange(len(row_R), device=row_R.device) if compact else row_R
     plan = plan_sums(start_R, end_R - start_R, place_R)
     return Pairs(pair_Q, pair_Q // index_ML.shape[1], row_R, plan)
@@ -137,8 +138,8 @@ def run_sums(
     plan: Plan, vector_MD: Tensor, token_Q: Tensor, weight_Q: Tensor, sums_ND: Tensor
 ) -> None:
     """Write sum of weight_q vector[token_q] for every sum of the plan."""
-    width, acc = vector_MD.shape[1], accumulator(vector_MD, weight_Q)
-    tile = tile_of(width, acc.itemsize)
+    width, acc = vector_MD.shape[1], accumulator(vector_MD, weight_Q, sums_ND)
+    tile = tile_of(width, acc.itemsize, num_tables=2)
     num_sums = len(plan.start_R)
     args = (vector_MD, token_Q, weight_Q, plan.start_R, plan.count_R, plan.place_R, sums_ND)
     programs = triton.cdiv(num_sums, tile.rows)
@@ -163,9 +164,7 @@ def ordered_sums(
     return RowGradient(pairs.row_R, sums) if compact else sums
 
 
-def atomic_sums(
-    index_ML: Tensor, vector_MD: Tensor, weight_ML: Tensor, table_ND: Tensor
-) -> Tensor:
+def atomic_sums(index_ML: Tensor, vector_MD: Tensor, weight_ML: Tensor, table_ND: Tensor) -> Tensor:
     """The (N, D) gradient by atomic additions in the accumulator's type, then as the table's."""
     (num_tokens, choices), width = index_ML.shape, table_ND.shape[1]
     acc = accumulator(vector_MD, weight_ML, table_ND)
@@ -181,10 +180,10 @@ def table_gradients(
     compact: bool,
     atomic: bool,
 ) -> tuple[RowGradient | Tensor, ...]:
-    """For each (vector_MD, weight_ML, table_ND): d table_n = sum of weight_ml vector_m, index_ml = n.
+    """For each (vector_MD, weight_ML, table_ND), the sums of weight_ml vector_m where index_ml = n.
 
-    In the table's type: rows if `compact`, else (N, D). Atomic additions serve (N, D) only; rows
-    are always summed in order.
+    In the table's type: rows if `compact`, else (N, D). Atomic additions serve (N, D) only; compact
+    rows are always summed in order.
     """
     if atomic and not compact:
         return tuple(atomic_sums(index_ML, *term) for term in terms)

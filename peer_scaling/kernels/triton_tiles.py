@@ -19,6 +19,8 @@ WARP_WIDTH = 1024
 MAX_WARPS = 16
 MAX_ROWS = 32
 
+TRITON_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
 
 class Tile(NamedTuple):
     """The shape of one program's work; rows and width are powers of 2."""
@@ -32,9 +34,10 @@ class Tile(NamedTuple):
 def tile_of(d_model: int, itemsize: int, num_tables: int = 1) -> Tile:
     """The tile for rows of `d_model` elements of `itemsize` bytes, read from `num_tables` tables.
 
-    A function of the shape alone, so no run pays for a search and all run the same code. Few warps
-    for each program and many programs keep barriers rare and loads in flight: 8 KiB for each of the
-    20 or so warps that fit on a multiprocessor, where the memory latency of an H100 asks for 25 KiB.
+    A function of the shape alone, so no run pays for a search and all run the same code. Many
+    programs of few warps keep barriers rare and loads in flight: 8 KiB for each of the 12 to 32
+    warps that fit on a multiprocessor by their registers (compiled for sm_90), where 25 KiB at a
+    time hide the memory latency of an H100.
     """
     width = max(triton.next_power_of_2(d_model), 16)
     warps = min(max(width // WARP_WIDTH, 1), MAX_WARPS)
@@ -50,18 +53,19 @@ def accumulator(*tensors: Tensor) -> torch.dtype:
 def launch(
     kernel: Any, programs: int, args: tuple[Tensor | int, ...], tile: Tile, **constants: Any
 ) -> None:
-    """Run `programs` instances of a kernel on the device of its first argument."""
+    """Run `programs` instances of a kernel on the device of its first argument.
+
+    Multiply-adds round once, which versions of Triton default to differently.
+    """
     acc = accumulator(*(a for a in args if isinstance(a, Tensor)))
     constants |= {"ROWS": tile.rows, "WIDTH": tile.width, "num_warps": tile.warps}
-    constants["ACC"] = tl.float64 if acc == torch.float64 else tl.float32
+    constants |= {"ACC": TRITON_TYPES[acc], "enable_fp_fusion": True}
     with torch.cuda.device_of(args[0]):
         kernel[(programs,)](*args, **constants)
 
 
 @triton.jit
-def load_vector(
-    vectors_ptr: tl.tensor, row: tl.tensor, D: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr
-):
+def load_vector(vectors_ptr, row, D: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr):
     """Row number `row` of an (any, D) matrix, as (WIDTH,), zero past D."""
     d_D = tl.arange(0, WIDTH)
     return tl.load(vectors_ptr + row * D + d_D, mask=d_D < D, other=0.0).to(ACC)
@@ -69,9 +73,9 @@ def load_vector(
 
 @triton.jit
 def load_rows(
-    table_ptr: tl.tensor,
-    index_L: tl.tensor,
-    live_L: tl.tensor,
+    table_ptr,
+    index_L,
+    live_L,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     ACC: tl.constexpr,
@@ -84,9 +88,9 @@ def load_rows(
 
 @triton.jit
 def store_vector(
-    vectors_ptr: tl.tensor,
-    row: tl.tensor,
-    vector_D: tl.tensor,
+    vectors_ptr,
+    row,
+    vector_D,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
