@@ -1,86 +1,121 @@
-"""Time of each feed-forward layer against the dense one, forward and backward.
+"""Our layers against other implementations of the same layers: time, memory and exactness.
 
     python -m benchmarks.layers [--quick]
+    python -m benchmarks.layers --layers peer --num-experts 16384 262144 --json layers.json
 
-All layers take turns in one process, so that a slow moment of the machine hits all of them; medians
-and ratios are printed, and one JSON line of ratios at the end. Quote ratios, not milliseconds.
+Each implementation has our weights and is checked against float64 first, outputs and gradients; one
+that is wrong is not timed, and ends the benchmark. Then all take turns. Quote ratios, not
+milliseconds. The last line is one JSON object: every implementation over ours.
 """
 
 import argparse
 import json
-import statistics
-import time
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from peer_scaling.display import table_text
-from peer_scaling.ffw.base import FFW, FFWConfig
-from peer_scaling.ffw.dense import Dense
-from peer_scaling.ffw.moe import MoE
-from peer_scaling.ffw.peer import PEER
-from peer_scaling.ffw.pkm import PKM
+from benchmarks.peers.backends import available
+from benchmarks.peers.cases import LAYERS, cases, contenders
+from benchmarks.peers.check import TOLERANCE, relative_error
+from benchmarks.peers.contender import Case, Contender, inputs
+from benchmarks.peers.memory import extra_bytes, limit_memory, start_server
+from benchmarks.peers.report import Result, machine_facts
+from benchmarks.peers.timing import MEASURES, Turns
 
-WARMUP_ROUNDS = 2
-
-
-def layers(num_experts: int) -> dict[str, FFWConfig]:
-    """The four variants at the paper's heads and choices per head."""
-    return {
-        "dense": Dense(),
-        "moe": MoE(),
-        "pkm": PKM(num_experts=num_experts),
-        "peer": PEER(num_experts=num_experts),
-    }
+QUICK = {"d_model": [64], "num_experts": [64**2], "tokens": [256], "moe_experts": 8, "rounds": 3}
 
 
-def seconds(layer: FFW, x_BTD: torch.Tensor) -> float:
-    """One forward and backward pass."""
-    began = time.perf_counter()
-    layer(x_BTD).y_BTD.square().mean().backward()
-    elapsed = time.perf_counter() - began
-    layer.zero_grad(set_to_none=True)
-    return elapsed
-
-
-def main() -> None:
-    """Print the table and the JSON line."""
+def main() -> int:
+    """Print a table per comparison and the JSON line."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    d_model, tokens = arguments.d_model, 512 if arguments.quick else 4096
-    configs = layers(128**2 if arguments.quick else 512**2)
-    x_BTD = torch.randn(1, tokens, d_model, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(0)
-    modules = {n: c.build(d_model, generator=generator) for n, c in configs.items()}
-    times: dict[str, list[float]] = {name: [] for name in modules}
-    for _ in range(WARMUP_ROUNDS + arguments.rounds):
-        for name, module in modules.items():
-            times[name].append(seconds(module, x_BTD))
-    medians = {name: statistics.median(t[WARMUP_ROUNDS:]) for name, t in times.items()}
-    _print(configs, medians, d_model, tokens)
+    facts = machine_facts()
+    if not arguments.no_memory:
+        start_server()
+    limit_memory()
+    backends = tuple(arguments.backends) if arguments.backends else available()
+    results: list[Result] = []
+    for case in _cases(arguments, backends):
+        result = _compare(case, arguments)
+        if result is None:
+            return 1
+        results.append(result)
+        if arguments.json:
+            _write(arguments.json, facts, results)
+    print(json.dumps({key: ratio for r in results for key, ratio in r.ratios().items()}))
+    return 0
 
 
-def _print(
-    configs: dict[str, FFWConfig], medians: dict[str, float], d_model: int, tokens: int
-) -> None:
-    ratios = {name: median / medians["dense"] for name, median in medians.items()}
-    rows = []
-    for name, median in medians.items():
-        flops = configs[name].cost(d_model).flops_per_token * tokens
-        speed = f"{flops / median / 1e9:.2f}"
-        rows.append([name, f"{median * 1e3:.1f}", f"{ratios[name]:.2f}", speed])
-    print(f"{tokens} tokens, width {d_model}, {torch.get_num_threads()} thread(s)")
-    print(table_text(("layer", "median ms", "x dense", "GFLOP/s"), rows))
-    print(json.dumps({f"{name}_over_dense": round(ratio, 4) for name, ratio in ratios.items()}))
+def _compare(case: Case, arguments: argparse.Namespace) -> Result | None:
+    """All measurements of one comparison; None, and a line, if an implementation is wrong."""
+    found = contenders(case)
+    result = _checked(case, found)
+    wrong = [n for n, error in result.errors.items() if error is not None and error > TOLERANCE]
+    for name in wrong:
+        problem = f"relative error {result.errors[name]:.1e} exceeds {TOLERANCE:.0e}"
+        print(f"error: {case.label}: {name} is wrong: {problem}; not timed", file=sys.stderr)
+    if wrong:
+        return None
+    if not arguments.no_memory:
+        for contender in found:
+            extra = extra_bytes(case, contender.name, arguments.threads)
+            result.peak_bytes[contender.name] = extra
+            if extra is None:
+                print(f"{case.label}: {contender.name} is skipped: out of memory", flush=True)
+        found = [c for c in found if result.peak_bytes[c.name] is not None]
+    result.times = Turns(found, *inputs(case), arguments.measures).run(arguments.rounds)
+    shape = f"width {case.d_model}, {case.num_experts:,} experts, {case.tokens:,} tokens"
+    print(f"\n{case.layer}: {shape}, {arguments.threads} thread(s)\n{result.text()}", flush=True)
+    return result
+
+
+def _checked(case: Case, found: list[Contender]) -> Result:
+    return Result(
+        case,
+        notes={c.name: c.note for c in found},
+        errors={c.name: relative_error(c, case) for c in found},
+        baselines=[c.name for c in found if c.groups and c.name.startswith("ours")],
+    )
+
+
+def _cases(arguments: argparse.Namespace, backends: tuple[str, ...]) -> list[Case]:
+    return cases(
+        arguments.layers,
+        arguments.d_model,
+        arguments.tokens,
+        arguments.num_experts,
+        arguments.moe_experts,
+        backends,
+    )
+
+
+def _write(path: Path, facts: dict[str, Any], results: list[Result]) -> None:
+    """After every comparison: a campaign that is stopped keeps what it has."""
+    document = {"machine": facts, "results": [result.as_json() for result in results]}
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute")
+    many = {"type": int, "nargs": "+"}
+    parser.add_argument("--quick", action="store_true", help="one small shape, under a minute")
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS))
+    parser.add_argument("--d-model", **many, default=[256])
+    parser.add_argument("--num-experts", **many, default=[2**18], help="of PEER and PKM")
+    parser.add_argument("--moe-experts", type=int, default=16)
+    parser.add_argument("--tokens", **many, default=[4096])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--d-model", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--backends", nargs="+", help="of ours (default: all that run here)")
+    parser.add_argument("--no-memory", action="store_true", help="skip the peak memory")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    if (arguments := parser.parse_args()).quick:
+        vars(arguments).update(QUICK)
+    return arguments
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
