@@ -20,7 +20,7 @@ from benchmarks.peers.backends import available
 from benchmarks.peers.cases import LAYERS, cases, contenders
 from benchmarks.peers.check import TOLERANCE, relative_error
 from benchmarks.peers.contender import Case, Contender, inputs
-from benchmarks.peers.memory import extra_bytes, limit_memory, start_server
+from benchmarks.peers.memory import extra_bytes, limit_memory, out_of_memory, start_server
 from benchmarks.peers.report import Result, machine_facts
 from benchmarks.peers.timing import MEASURES, Turns
 
@@ -65,10 +65,20 @@ def _compare(case: Case, arguments: argparse.Namespace) -> Result | None:
             if extra is None:
                 print(f"{case.label}: {contender.name} is skipped: out of memory", flush=True)
         found = [c for c in found if result.peak_bytes[c.name] is not None]
-    result.times = Turns(found, *inputs(case), arguments.measures).run(arguments.rounds)
+    _time(result, found, arguments)
     shape = f"width {case.d_model}, {case.num_experts:,} experts, {case.tokens:,} tokens"
     print(f"\n{case.layer}: {shape}, {arguments.threads} thread(s)\n{result.text()}", flush=True)
     return result
+
+
+def _time(result: Result, found: list[Contender], arguments: argparse.Namespace) -> None:
+    try:
+        turns = Turns(found, *inputs(result.case), arguments.measures)
+        result.times = turns.run(arguments.rounds)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        print(f"{result.case.label} is not timed: out of memory; try fewer --measures", flush=True)
 
 
 def _checked(case: Case, found: list[Contender]) -> Result:
