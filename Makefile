@@ -26,7 +26,6 @@ check: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks.layers --quick
-	$(BIN)/python -m benchmarks.layers --quick
 	$(BIN)/python -m benchmarks.cost_of_experts --quick
 	$(BIN)/python -m benchmarks.step --quick
 

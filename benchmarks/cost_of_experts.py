@@ -37,6 +37,7 @@ from benchmarks.peers.report import machine_facts
 from peer_scaling.display import table_text
 from peer_scaling.ffw.peer import PEER, PEERFFW
 from peer_scaling.kernels.experts import single_neuron_experts
+from peer_scaling.kernels.segments import TableGradient
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = ROOT / "docs" / "figures" / "cost_of_experts.png"
@@ -109,7 +110,7 @@ def main() -> None:
 def parts(num_experts: int, confined: int, d_model: int, tokens: int) -> Iterator[Part]:
     """The search and the expert part of a layer, for each choice of experts."""
     generator = torch.Generator().manual_seed(0)
-    layer = PEER(num_experts=num_experts).build(d_model, generator=generator)
+    layer = PEER(num_experts=num_experts, table_gradient="rows").build(d_model, generator=generator)
     x_MD = torch.randn(tokens, d_model, generator=generator).requires_grad_()
     router = layer.router
     yield Part("search", num_experts, None, lambda: router(x_MD)[1], [x_MD, *router.parameters()])
@@ -133,7 +134,7 @@ def _expert_part(
 ) -> Callable[[], Tensor]:
     """The only place that knows the kernel's signature."""
     return lambda: single_neuron_experts(
-        x_MD, index_ML, gate_ML, layer.down_ND, layer.up_ND, layer.activation
+        x_MD, index_ML, gate_ML, layer.down_ND, layer.up_ND, "gelu", TableGradient.ROWS
     )
 
 

@@ -143,8 +143,8 @@ def main() -> None:
         "plain": variant(sizes, Dense(), plain=True),
         "dense": variant(sizes, Dense()),
         "moe": variant(sizes, MoE(num_experts=sizes.moe_experts)),
-        "pkm": variant(sizes, PKM(num_experts=sizes.num_experts)),
-        "peer": variant(sizes, PEER(num_experts=sizes.num_experts)),
+        "pkm": variant(sizes, PKM(num_experts=sizes.num_experts, table_gradient="rows")),
+        "peer": variant(sizes, PEER(num_experts=sizes.num_experts, table_gradient="rows")),
     }
     rng = np.random.Generator(np.random.Philox(key=0))
     tokens = rng.integers(sizes.vocab_size, size=(sizes.batch_size, sizes.context + 1))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from peer_scaling.kernels.dispatch import backend_name
 from peer_scaling.paths import PACKAGE
 
 _STATUS = Path("/proc/self/status")
@@ -26,6 +27,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": _device_name(device),
+        "kernels": backend_name(device, torch.float32),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "packages": {name: _version(name) for name in packages},

@@ -9,6 +9,7 @@ from peer_scaling.data import MAX_SEED, DataConfig
 from peer_scaling.errors import check
 from peer_scaling.evaluate import EvalConfig
 from peer_scaling.ffw.base import FFWConfig
+from peer_scaling.kernels.dispatch import BACKENDS
 from peer_scaling.model import Decoder, DecoderConfig, build_model, model_cost
 from peer_scaling.optim import OptimConfig, peak_lr
 from peer_scaling.track import TrackerConfig
@@ -39,6 +40,8 @@ class Settings:
     bits."""
     deterministic: bool = False
     """Refuse operations whose result may differ from one execution to the next."""
+    kernels: str = "auto"
+    """What computes the sparse layers: a name in `peer_scaling.kernels.dispatch`."""
     device: str = "auto"
     """`auto` (a GPU if there is one), or a name that PyTorch knows."""
     threads: int | None = None
@@ -61,6 +64,8 @@ class Settings:
             problems.append(f"micro_batch={self.micro_batch} does not divide {self.batch_size}")
         if not 0 <= self.seed < MAX_SEED:
             problems.append(f"seed={self.seed} must be in [0, 2^63)")
+        if self.kernels not in BACKENDS:
+            problems.append(f"kernels={self.kernels!r} is unknown; use {', '.join(BACKENDS)}")
         if self.precision not in PRECISIONS:
             problems.append(f"precision={self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
         if self.progress not in ("auto", "bar", "lines", "off"):

@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from peer_scaling.adamw import AdamW, clip_gradients
 from peer_scaling.data import Corpus, Windows
 from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import Evaluation, evaluate, num_batches
+from peer_scaling.ffw.base import FFW
+from peer_scaling.kernels.dispatch import use_backend
 from peer_scaling.optim import set_lr
 from peer_scaling.run import Run
 
@@ -60,17 +63,15 @@ class Stepper:
     counts stay as they were before the first bad step, and the host need not wait to know.
     """
 
-    def __init__(
-        self, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-    ) -> None:
+    def __init__(self, run: Run, model: nn.Module, optimizer: AdamW, device: torch.device) -> None:
         self._run, self._optimizer, self._device = run, optimizer, device
         self._model = model
         if run.settings.compile:
-            self._model.compile()  # in place: parameters keep their names
+            _compile(model)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._bad = torch.zeros((), device=device)
         # What `torch.amp.GradScaler` sets: 1 makes the fused optimiser leave everything as it is.
-        optimizer.found_inf = self._bad  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.found_inf = self._bad
 
     def step(self, tokens: np.ndarray, factor: float) -> StepResult:
         """One update on a batch of int64 (B, T + 1) tokens, at `factor` times the peak rate.
@@ -82,7 +83,7 @@ class Stepper:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for part_BT in tokens_BT.split(self._run.forward_sequences):
             total += self._backward(part_BT, share=len(part_BT) / len(tokens_BT))
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._run.optim.clip)
+        norm = clip_gradients(self._parameters, self._run.optim.clip)
         self._bad.copy_((self._bad > 0) | ~(total.isfinite() & norm.isfinite()))
         set_lr(self._optimizer, factor)
         self._optimizer.step()
@@ -116,6 +117,14 @@ class Stepper:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def _compile(model: nn.Module) -> None:
+    """In place, so that parameters keep their names."""
+    for layer in model.modules():
+        if isinstance(layer, FFW) and not layer.compiles:
+            layer.forward = torch.compiler.disable(layer.forward)
+    model.compile()
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a name; `auto` is a GPU if there is one.
 
@@ -139,12 +148,13 @@ def product_dtype(precision: str) -> torch.dtype:
 
 @contextmanager
 def torch_settings(run: Run) -> Iterator[None]:
-    """Threads and determinism for one run; what was set before is set again afterwards."""
+    """Threads, determinism and kernels for one run; what was set before is set again afterwards."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(run.settings.threads or threads)
     torch.use_deterministic_algorithms(run.settings.deterministic or strict)
     try:
-        yield
+        with use_backend(run.settings.kernels):
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)

@@ -10,9 +10,9 @@ import torch
 from peer_scaling.kernels import dispatch, native, plain
 from peer_scaling.kernels.activations import ACTIVATIONS
 from peer_scaling.kernels.dispatch import use_backend
-from peer_scaling.kernels.experts import TableGradient, single_neuron_experts, weighted_rows
+from peer_scaling.kernels.experts import single_neuron_experts, weighted_rows
 from peer_scaling.kernels.product_keys import product_key_topk
-from peer_scaling.kernels.segments import sort_segments
+from peer_scaling.kernels.segments import TableGradient, sort_segments
 from peer_scaling.kernels.torch_backend import candidate_pairs, grouped_topk
 from reference import relative_error
 

@@ -10,6 +10,9 @@ import torch
 from torch.nn import functional
 
 from peer_scaling.kernels import triton_rows, triton_scatter
+from peer_scaling.kernels.segments import TableGradient
+from peer_scaling.kernels.torch_backend import TorchBackend
+from peer_scaling.kernels.triton_backend import TritonBackend
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-10}
@@ -182,3 +185,47 @@ def test_traffic_at_the_size_of_the_paper():
     moved = triton_rows.bytes_moved((16384, 128), 2**20, 1024, itemsize=2, num_tables=2)
     assert moved.forward == 16384 * (512 * 1024 + 2 * 2048)
     assert moved.backward == 16384 * (512 * 1024 + 4 * 2048) + 2 * 2**20 * 2048
+
+
+def everything(backend, form):
+    """Each operation of the backend contract once: results by name."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(DEVICE)
+
+    x, grad, gate, down, up = draw(5, 64), draw(5, 64), draw(5, 6), draw(49, 64), draw(49, 64)
+    score, index = backend.search(draw(5, 2, 2, 16), draw(2, 2, 7, 16), 3)
+    index = index.flatten(1)
+    picked = backend.group(index, 49)
+    y, pre = backend.experts(x, index, gate, down, up, "gelu")
+    found = backend.experts_backward(grad, x, index, gate, pre, down, up, "gelu", form)
+    rows = backend.row_sums(picked, x, gate)
+    return {
+        "score": score,
+        "index": index,
+        "y": y,
+        "pre": pre,
+        "x": found.x_MD,
+        "gate": found.gate_ML,
+        "down": found.down_ND.to_dense(),
+        "up": found.up_ND.to_dense(),
+        "dots": backend.dots(picked, up, grad),
+        "bag": backend.bag(picked, up, gate),
+        "table": backend.table_gradient(picked, grad, gate, up, form).to_dense(),
+        "rows": rows.row_R,
+        "sums": rows.grad_RD,
+    }
+
+
+@pytest.mark.parametrize("form", list(TableGradient))
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_backend_agrees_with_pytorchs_in_every_operation(form, deterministic):
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        ours = everything(TritonBackend(), form)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    for name, value in everything(TorchBackend(), form).items():
+        assert torch.allclose(ours[name], value, atol=1e-5), name

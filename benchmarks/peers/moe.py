@@ -27,7 +27,7 @@ def top2_contenders(case: Case) -> list[Contender]:
     """Two experts per token."""
     layer = _layer(case, router="token_choice", top_k=2)
     truth = partial(reference.token_choice, layer, normalise=False)
-    contenders = ours("ours", layer, truth, case.backends)
+    contenders = ours("ours", layer, truth, ())
     if (package := optional_module("st_moe_pytorch", "st-moe-pytorch")) is not None:
         note = f"gates over their sum, in the check too; timed with room {ROOM}: drops the overflow"
         normalised = partial(reference.token_choice, layer, normalise=True)
@@ -45,13 +45,13 @@ def top1_contenders(case: Case) -> list[Contender]:
     """One expert per token, or one on average."""
     layer = _layer(case, router="token_choice", top_k=1)
     truth = partial(reference.token_choice, layer, normalise=False)
-    contenders = ours("ours", layer, truth, case.backends)
+    contenders = ours("ours", layer, truth, ())
     if (block := optional_module("transformers", "transformers")) is not None:
         module = SwitchBlock(block, layer, case.tokens)
         contenders.append(Contender("Switch Transformers", module, truth))
     choice = _layer(case, router="expert_choice", capacity_factor=1.0)
     truth = partial(reference.expert_choice, choice)
-    by_expert = ours("ours expert choice", choice, truth, case.backends)
+    by_expert = ours("ours expert choice", choice, truth, ())
     return [*contenders, *by_expert]
 
 

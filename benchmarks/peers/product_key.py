@@ -21,7 +21,12 @@ from peer_scaling.ffw.pkm import PKM, PKMFFW
 
 def peer_contenders(case: Case) -> list[Contender]:
     """PEER at the paper's 8 heads of 16 experts (He 2024, section 3.1), own keys for each head."""
-    config = PEER(num_experts=case.num_experts, query_norm="none", shared_keys=False)
+    config = PEER(
+        num_experts=case.num_experts,
+        query_norm="none",
+        shared_keys=False,
+        table_gradient="rows",
+    )
     layer = config.build(case.d_model, generator=torch.Generator().manual_seed(0))
     truth = partial(reference.product_key, layer)
     contenders = ours("ours", layer, truth, case.backends)
@@ -32,7 +37,7 @@ def peer_contenders(case: Case) -> list[Contender]:
 
 def pkm_contenders(case: Case) -> list[Contender]:
     """Product-key memory at 8 heads of 32 values (He 2024, section 3.1)."""
-    config = PKM(num_experts=case.num_experts, query_norm="none")
+    config = PKM(num_experts=case.num_experts, query_norm="none", table_gradient="rows")
     layer = config.build(case.d_model, generator=torch.Generator().manual_seed(0))
     truth = partial(reference.product_key, layer)
     contenders = ours("ours", layer, truth, case.backends)

@@ -61,6 +61,11 @@ class FFW(nn.Module, ABC):
     def optim_groups(self) -> list[ParamGroup]:
         """Every parameter of the layer exactly once."""
 
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` can follow the layer; one that brings its own kernels says no."""
+        return True
+
 
 class FFWConfig(ABC):
     """The frozen numbers of a feed-forward layer; subclasses are final dataclasses."""

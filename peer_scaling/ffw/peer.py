@@ -25,7 +25,8 @@ from peer_scaling.ffw.base import (
     normal,
 )
 from peer_scaling.ffw.product_key import ProductKeyConfig, ProductKeyRouter
-from peer_scaling.kernels.experts import TableGradient, single_neuron_experts
+from peer_scaling.kernels.experts import single_neuron_experts
+from peer_scaling.kernels.segments import TableGradient
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class PEERFFW(FFW):
             )
         stats = Routing(index_ML, gate_ML.detach(), self.config.num_experts)
         return FFWOutput(y_MD.to(x_BTD.dtype).view_as(x_BTD), x_BTD.new_zeros(()), stats)
+
+    @property
+    def compiles(self) -> bool:
+        """False: the kernels are compiled already."""
+        return False
 
     def optim_groups(self) -> list[ParamGroup]:
         """The router's groups, and the tables: no decay, their own learning rate."""

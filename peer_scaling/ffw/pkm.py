@@ -11,7 +11,8 @@ from torch import Tensor
 
 from peer_scaling.ffw.base import FFW, FFWOutput, ParamGroup, Routing, normal
 from peer_scaling.ffw.product_key import ProductKeyConfig, ProductKeyRouter
-from peer_scaling.kernels.experts import TableGradient, weighted_rows
+from peer_scaling.kernels.experts import weighted_rows
+from peer_scaling.kernels.segments import TableGradient
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class PKMFFW(FFW):
             y_MD = weighted_rows(index_ML, gate_ML, self.value_ND, form)
         stats = Routing(index_ML, gate_ML.detach(), self.config.num_experts)
         return FFWOutput(y_MD.to(x_BTD.dtype).view_as(x_BTD), x_BTD.new_zeros(()), stats)
+
+    @property
+    def compiles(self) -> bool:
+        """False: the kernels are compiled already."""
+        return False
 
     def optim_groups(self) -> list[ParamGroup]:
         """The router's groups, and the values: no decay, their own learning rate."""

@@ -16,8 +16,8 @@ from torch.nn import functional
 from peer_scaling.cost import BYTES_PER_VALUE, Cost
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import FFWConfig, ParamGroup, normal
-from peer_scaling.kernels.experts import TableGradient
 from peer_scaling.kernels.product_keys import product_key_topk
+from peer_scaling.kernels.segments import TableGradient
 
 QUERY_NORMS = ("batch", "layer", "none")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from peer_scaling.kernels.activations import ACTIVATIONS, activation_gradient
-from peer_scaling.kernels.segments import RowGradient
+from peer_scaling.kernels.segments import RowGradient, TableGradient
 
 SCORE_BYTES = 2**21
 """Sub-key scores that stand in memory at a time: what stays in a core's second-level cache."""
@@ -27,8 +27,9 @@ class ExpertGradients(NamedTuple):
 
     x_MD: Tensor
     gate_ML: Tensor
-    down: RowGradient
-    up: RowGradient
+    down_ND: Tensor
+    """In the form that was asked for, as the next one."""
+    up_ND: Tensor
 
 
 class Backend(ABC):
@@ -51,6 +52,12 @@ class Backend(ABC):
     @abstractmethod
     def row_sums(self, picked: Any, x_MD: Tensor, weight_ML: Tensor) -> RowGradient:
         """g_n = sum over the pairs with index_ml = n of weight_ml x_m: the gradient of a table."""
+
+    def table_gradient(
+        self, picked: Any, x_MD: Tensor, weight_ML: Tensor, table_ND: Tensor, form: TableGradient
+    ) -> Tensor:
+        """`row_sums` in the form that was asked for."""
+        return self.row_sums(picked, x_MD, weight_ML).formed(len(table_ND), form)
 
     @abstractmethod
     def best_pairs(self, scores_MHPS: Tensor, k: int, score_MHK: Tensor, index_MHK: Tensor) -> None:
@@ -96,6 +103,7 @@ class Backend(ABC):
         down_ND: Tensor,
         up_ND: Tensor,
         activation: str,
+        form: TableGradient,
     ) -> ExpertGradients:
         """Gradients from that of the output; only the pre-activations are kept between the two."""
         picked = self.group(index_ML, len(down_ND))
@@ -105,8 +113,8 @@ class Backend(ABC):
         return ExpertGradients(
             self.bag(picked, down_ND, grad_pre_ML),
             grad_weight_ML.mul_(hidden_ML),
-            self.row_sums(picked, x_MD, grad_pre_ML),
-            self.row_sums(picked, grad_MD, hidden_ML.mul_(gate_ML)),
+            self.table_gradient(picked, x_MD, grad_pre_ML, down_ND, form),
+            self.table_gradient(picked, grad_MD, hidden_ML.mul_(gate_ML), up_ND, form),
         )
 
 

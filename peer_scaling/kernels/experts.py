@@ -7,7 +7,6 @@ chosen and no others; `TableGradient` says in which form it arrives.
 Shape suffixes: M tokens, L choices per token (heads x kept per head), N table rows, D model width.
 """
 
-from enum import Enum
 from typing import Any
 
 import torch
@@ -19,17 +18,7 @@ from peer_scaling.kernels import plain
 from peer_scaling.kernels.activations import ACTIVATIONS
 from peer_scaling.kernels.backend import Backend
 from peer_scaling.kernels.dispatch import backend_for
-from peer_scaling.kernels.segments import RowGradient
-
-
-class TableGradient(Enum):
-    """The form in which a table's gradient arrives in `.grad`."""
-
-    DENSE = "dense"
-    """An (N, D) tensor, as any optimiser takes it."""
-    ROWS = "rows"
-    """A coalesced sparse tensor of the chosen rows, as `nn.Embedding(sparse=True)` gives it, for
-    `peer_scaling.adamw`: no table-sized tensor is made."""
+from peer_scaling.kernels.segments import TableGradient
 
 
 def weighted_rows(
@@ -112,8 +101,7 @@ class _WeightedRows(Function):
         if ctx.needs_input_grad[1]:
             grad_weight_ML = ctx.backend.dots(picked, table_ND, grad_MD)
         if ctx.needs_input_grad[2]:
-            sums = ctx.backend.row_sums(picked, grad_MD, weight_ML)
-            grad_table = _formed(sums, ctx.form, len(table_ND))
+            grad_table = ctx.backend.table_gradient(picked, grad_MD, weight_ML, table_ND, ctx.form)
         return None, grad_weight_ML, grad_table, None, None
 
 
@@ -138,15 +126,8 @@ class _Experts(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        found = ctx.backend.experts_backward(grad_MD, *ctx.saved_tensors, ctx.activation)
-        num_rows = len(ctx.saved_tensors[-1])
-        down, up = (_formed(g, ctx.form, num_rows) for g in (found.down, found.up))
-        return found.x_MD, None, found.gate_ML, down, up, None, None, None
-
-
-def _formed(gradient: RowGradient, form: TableGradient, num_rows: int) -> Tensor:
-    sparse = form is TableGradient.ROWS
-    return gradient.sparse(num_rows) if sparse else gradient.dense(num_rows)
+        found = ctx.backend.experts_backward(grad_MD, *ctx.saved_tensors, ctx.activation, ctx.form)
+        return found.x_MD, None, found.gate_ML, found.down_ND, found.up_ND, None, None, None
 
 
 def _check(index_ML: Tensor, values: dict[str, Tensor], tables: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from peer_scaling.kernels import plain
 from peer_scaling.kernels.backend import Backend
 from peer_scaling.kernels.dispatch import backend_for
+from peer_scaling.kernels.segments import TableGradient
 
 
 class TopKeys(NamedTuple):
@@ -80,8 +81,9 @@ class _Search(Function):
         if ctx.needs_input_grad[0]:
             grad_query = ctx.backend.bag(picked, keys_SC, weight_LK).view_as(query_MHPC)
         if ctx.needs_input_grad[1]:
-            sums = ctx.backend.row_sums(picked, query_LC, weight_LK)
-            grad_keys = sums.dense(len(keys_SC)).view_as(keys_HPSC)
+            form = TableGradient.DENSE
+            grad_SC = ctx.backend.table_gradient(picked, query_LC, weight_LK, keys_SC, form)
+            grad_keys = grad_SC.view_as(keys_HPSC)
         return grad_query, grad_keys, None, None
 
 

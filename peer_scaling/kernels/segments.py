@@ -7,6 +7,7 @@ Shape suffixes: M tokens, L choices per token, Q = M * L pairs, N table rows, R 
 picked, D model width.
 """
 
+from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -24,12 +25,26 @@ class Segments(NamedTuple):
     """int64 place in `pair_Q` where each row's pairs begin."""
 
 
+class TableGradient(Enum):
+    """The form in which a table's gradient arrives in `.grad`."""
+
+    DENSE = "dense"
+    """An (N, D) tensor, as any optimiser takes it."""
+    ROWS = "rows"
+    """A coalesced sparse tensor of the chosen rows, as `nn.Embedding(sparse=True)` gives it, for
+    `peer_scaling.adamw`: no table-sized tensor is made."""
+
+
 class RowGradient(NamedTuple):
     """The gradient of an (N, D) table as the rows that are not zero for sure."""
 
     row_R: Tensor
     """int64, ascending, without repetition."""
     grad_RD: Tensor
+
+    def formed(self, num_rows: int, form: TableGradient) -> Tensor:
+        """The (N, D) gradient in the form that was asked for."""
+        return self.dense(num_rows) if form is TableGradient.DENSE else self.sparse(num_rows)
 
     def dense(self, num_rows: int) -> Tensor:
         """The whole (N, D) gradient."""

@@ -84,14 +84,19 @@ class TorchBackend(Backend):
 
     def best_pairs(self, scores_MHPS: Tensor, k: int, score_MHK: Tensor, index_MHK: Tensor) -> None:
         """Two top-k searches per head, then one over the candidate sums."""
-        half_MHPK, sub_MHPK = grouped_topk(scores_MHPS, k)
-        first_Q, second_Q = (rank_Q.to(scores_MHPS.device) for rank_Q in candidate_pairs(k))
-        sums_MHQ = half_MHPK[:, :, 0, first_Q] + half_MHPK[:, :, 1, second_Q]
-        best_MHK = torch.topk(sums_MHQ, k, dim=-1)
-        score_MHK.copy_(best_MHK.values)
-        first_MHK = sub_MHPK[:, :, 0].gather(2, first_Q[best_MHK.indices])
-        second_MHK = sub_MHPK[:, :, 1].gather(2, second_Q[best_MHK.indices])
-        torch.add(second_MHK, first_MHK, alpha=scores_MHPS.shape[-1], out=index_MHK)
+        best_pairs(scores_MHPS, k, score_MHK, index_MHK)
+
+
+def best_pairs(scores_MHPS: Tensor, k: int, score_MHK: Tensor, index_MHK: Tensor) -> None:
+    """As `Backend.best_pairs`, for any device."""
+    half_MHPK, sub_MHPK = grouped_topk(scores_MHPS, k)
+    first_Q, second_Q = (rank_Q.to(scores_MHPS.device) for rank_Q in candidate_pairs(k))
+    sums_MHQ = half_MHPK[:, :, 0, first_Q] + half_MHPK[:, :, 1, second_Q]
+    best_MHK = torch.topk(sums_MHQ, k, dim=-1)
+    score_MHK.copy_(best_MHK.values)
+    first_MHK = sub_MHPK[:, :, 0].gather(2, first_Q[best_MHK.indices])
+    second_MHK = sub_MHPK[:, :, 1].gather(2, second_Q[best_MHK.indices])
+    torch.add(second_MHK, first_MHK, alpha=scores_MHPS.shape[-1], out=index_MHK)
 
 
 def grouped_topk(scores_S: Tensor, k: int) -> tuple[Tensor, Tensor]:

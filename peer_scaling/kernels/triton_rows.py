@@ -38,6 +38,15 @@ def bag_forward(index_ML: Tensor, weight_ML: Tensor, table_ND: Tensor) -> Tensor
     return y_MD
 
 
+def dots(index_ML: Tensor, table_ND: Tensor, x_MD: Tensor, dtype: torch.dtype) -> Tensor:
+    """s_ml = table[index_ml] . x_m, as (M, L) of type `dtype`."""
+    (num_tokens, choices), width = index_ML.shape, table_ND.shape[1]
+    out_ML = x_MD.new_empty(num_tokens, choices, dtype=dtype)
+    args = (table_ND, index_ML, x_MD, out_ML, choices)
+    launch(dots_kernel, num_tokens, args, tile_of(width, table_ND.itemsize), D=width)
+    return out_ML
+
+
 def bag_backward(
     grad_MD: Tensor,
     index_ML: Tensor,
@@ -48,10 +57,7 @@ def bag_backward(
     atomic: bool,
 ) -> tuple[Tensor, RowGradient | Tensor]:
     """Gradients of the weights and of the table; see `table_gradients` for the options."""
-    (num_tokens, choices), width = index_ML.shape, table_ND.shape[1]
-    grad_weight_ML = torch.empty_like(weight_ML)
-    args = (table_ND, index_ML, grad_MD, grad_weight_ML, choices)
-    launch(dots_kernel, num_tokens, args, tile_of(width, table_ND.itemsize), D=width)
+    grad_weight_ML = dots(index_ML, table_ND, grad_MD, weight_ML.dtype)
     term = (grad_MD, weight_ML, table_ND)
     (grad_table,) = table_gradients(index_ML, term, compact=compact, atomic=atomic)
     return grad_weight_ML, grad_table

@@ -142,7 +142,7 @@ def run_sums(
     tile = tile_of(width, acc.itemsize, num_tables=2)
     num_sums = len(plan.start_R)
     args = (vector_MD, token_Q, weight_Q, plan.start_R, plan.count_R, plan.place_R, sums_ND)
-    programs = triton.cdiv(num_sums, tile.rows)
+    programs = -(-num_sums // tile.rows)
     launch(segment_kernel, programs, (*args, num_sums), tile, D=width, LIMIT=LONGEST)
     if plan.pieces is not None and plan.totals is not None:
         piece_P = plan.pieces.place_R

@@ -39,7 +39,7 @@ def tile_of(d_model: int, itemsize: int, num_tables: int = 1) -> Tile:
     warps that fit on a multiprocessor by their registers (compiled for sm_90), where 25 KiB at a
     time hide the memory latency of an H100.
     """
-    width = max(triton.next_power_of_2(d_model), 16)
+    width = max(1 << (d_model - 1).bit_length(), 16)
     warps = min(max(width // WARP_WIDTH, 1), MAX_WARPS)
     rows = TILE_BYTES * warps // (width * itemsize * num_tables)
     return Tile(min(max(rows, 1), MAX_ROWS), width, warps)
