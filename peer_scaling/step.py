@@ -121,7 +121,8 @@ def _compile(model: nn.Module) -> None:
     """In place, so that parameters keep their names."""
     for layer in model.modules():
         if isinstance(layer, FFW) and not layer.compiles:
-            layer.forward = torch.compiler.disable(layer.forward)
+            eager = torch.compiler.disable(layer.forward)
+            layer.forward = eager  # pyright: ignore[reportAttributeAccessIssue]
     model.compile()
 
 

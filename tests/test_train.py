@@ -124,6 +124,7 @@ def test_activation_checkpointing_gives_the_same_bits(tmp_path, ffw):
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own look at its inputs
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_a_compiled_model_trains_to_the_same_loss(tmp_path, checkpointing):
     plain = run_once(make_planned(tmp_path / "plain"))
