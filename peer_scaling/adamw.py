@@ -8,8 +8,9 @@ Decoupled weight decay (Loshchilov and Hutter 2019, 1711.05101, algorithm 2), at
 A gradient that arrives as rows (a sparse tensor) leaves two choices for the other rows, of g = 0:
 
 - `dense`: what the formula says. Moments of every row decay and every row goes on moving along its
-  own. The table is walked in slices, each with its part of the gradient in a buffer that stays in
-  cache: the result is `torch.optim.AdamW`'s on the whole gradient, which is never made.
+  own. The C++ kernel does it in one pass; without it, the table is walked in slices, each with its
+  part of the gradient in a small buffer, and the result has `torch.optim.AdamW`'s bits. Neither
+  makes a gradient the size of the table.
 - `lazy`: they stay as they are, moments and all, until a token picks them again; t counts all
   steps. Cost follows the rows picked, not the table. It is another optimiser: a row moves only when
   picked, so it moves less; docs/log.md has what that costs in loss. As `torch.optim.SparseAdam`,
@@ -25,6 +26,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from peer_scaling.kernels.dispatch import backend_for
+from peer_scaling.kernels.native_adamw import Rates, adamw_rows
+from peer_scaling.kernels.segments import RowGradient
 
 TABLE_UPDATES = ("dense", "lazy")
 SLICE_BYTES = 2**24
@@ -101,6 +106,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 def _update_all_rows(
     group: dict[str, Any], p_ND: Tensor, state: dict[str, Tensor], found_inf: Tensor | None
 ) -> None:
+    if _update_natively(group, p_ND, state, found_inf, lazy=False):
+        return
     row_R, grad_RD = _rows_of(p_ND)
     size = _slice_rows(p_ND)
     starts = range(0, len(p_ND), size)
@@ -120,6 +127,8 @@ def _update_all_rows(
 def _update_picked_rows(
     group: dict[str, Any], p_ND: Tensor, state: dict[str, Tensor], found_inf: Tensor | None
 ) -> None:
+    if _update_natively(group, p_ND, state, found_inf, lazy=True):
+        return
     row_R, grad_RD = _rows_of(p_ND)
     tables = (p_ND, state["exp_avg"], state["exp_avg_sq"])
     for row_r, grad_rD in zip(
@@ -131,6 +140,28 @@ def _update_picked_rows(
         for table, new in zip(tables, (rows, mean, square), strict=True):
             table.index_copy_(0, row_r, new)
     _count_step(state, found_inf)
+
+
+def _update_natively(
+    group: dict[str, Any],
+    p_ND: Tensor,
+    state: dict[str, Tensor],
+    found_inf: Tensor | None,
+    *,
+    lazy: bool,
+) -> bool:
+    """One pass in C++, where that is what computes for such a table; whether it was."""
+    backend = backend_for(p_ND.device, p_ND.dtype)
+    if backend is None or backend.name != "native" or not p_ND.is_contiguous():
+        return False
+    if found_inf is None or not found_inf:
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        step = int(state["step"])
+        rates = Rates(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], step)
+        tables = (p_ND, state["exp_avg"], state["exp_avg_sq"])
+        adamw_rows(tables, RowGradient(*_rows_of(p_ND)), rates, lazy=lazy)
+    return True
 
 
 def _fused(

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from peer_scaling.adamw import SLICE_BYTES, AdamW, clip_gradients
+from peer_scaling.kernels.dispatch import use_backend
+from reference import relative_error
 
 N, D = 300, 24
 OPTIONS = {"betas": (0.9, 0.95), "eps": 1e-8}
@@ -33,14 +35,41 @@ def test_dense_update_has_the_bits_of_torchs_on_the_dense_gradient(shape):
     for _ in range(4):
         ours.grad = row_gradient(generator, min(40, shape[0] // 2), shape)
         theirs.grad = ours.grad.to_dense()
-        mine.step()
+        with use_backend("torch"):
+            mine.step()
         plain.step()
     assert torch.equal(ours, theirs)
     for name in ("exp_avg", "exp_avg_sq", "step"):
         assert torch.equal(mine.state[ours][name], plain.state[theirs][name])
 
 
-def test_lazy_update_is_adamw_on_the_picked_rows_and_leaves_the_rest():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_native_pass_is_torchs_update_to_rounding(threads):
+    """After 5 steps of 0.01, relative to the largest weight: some units in the last place."""
+    before = torch.get_num_threads()
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(3000, 2048, generator=generator).to(dtype)
+        ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+        mine = optimizer([ours])
+        plain = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.1, **OPTIONS)
+        torch.set_num_threads(threads)
+        try:
+            for _ in range(5):
+                ours.grad = row_gradient(generator, 700, (3000, 2048)).to(dtype).coalesce()
+                theirs.grad = ours.grad.to_dense()
+                with use_backend("native"):
+                    mine.step()
+                plain.step()
+        finally:
+            torch.set_num_threads(before)
+        assert relative_error(ours, theirs) <= tolerance
+        assert torch.allclose(mine.state[ours]["exp_avg_sq"], plain.state[theirs]["exp_avg_sq"])
+        assert mine.state[ours]["step"] == plain.state[theirs]["step"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_lazy_update_is_adamw_on_the_picked_rows_and_leaves_the_rest(backend):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(N, D, generator=generator)
     table = torch.nn.Parameter(start.clone())
@@ -51,7 +80,8 @@ def test_lazy_update_is_adamw_on_the_picked_rows_and_leaves_the_rest():
         table.grad = row_gradient(generator)
         r, g = table.grad.indices()[0], table.grad.values().double()
         picked[r] = True
-        lazy.step()
+        with use_backend(backend):
+            lazy.step()
         mean[r] = 0.9 * mean[r] + 0.1 * g
         square[r] = 0.95 * square[r] + 0.05 * g**2
         direction = mean[r] / (1 - 0.9**step) / ((square[r] / (1 - 0.95**step)).sqrt() + 1e-8)
@@ -92,8 +122,14 @@ def test_clipping_is_that_of_the_dense_gradients(max_norm):
     assert torch.allclose(other.grad, dense[1].grad)
 
 
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("table_update", ["dense", "lazy"])
-def test_a_step_that_is_masked_changes_nothing(table_update):
+def test_a_step_that_is_masked_changes_nothing(table_update, backend):
+    with use_backend(backend):
+        check_that_a_masked_step_changes_nothing(table_update)
+
+
+def check_that_a_masked_step_changes_nothing(table_update):
     generator = torch.Generator().manual_seed(0)
     table, other = torch.nn.Parameter(torch.ones(N, D)), torch.nn.Parameter(torch.ones(4))
     ours = optimizer([table, other], table_update)

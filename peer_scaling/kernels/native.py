@@ -1,4 +1,4 @@
-"""Builds `rows.cpp` on demand and loads it: plain C functions over pointers, found with ctypes.
+"""Builds the C++ kernels on demand and loads them: C functions over pointers, found with ctypes.
 
 No headers of PyTorch and no build system take part, so that a build takes 2 seconds and holds for
 every version of PyTorch. The result is cached by the source, the compiler and the processor's
@@ -11,14 +11,21 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from peer_scaling.paths import cache_folder
 
-SOURCE = Path(__file__).with_name("rows.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC")
+FOLDER = Path(__file__).parent
+SOURCES = ("rows.cpp", "top_pairs.cpp", "adamw.cpp")
+HEADERS = ("lanes.h",)
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 _SIGNATURES = {
     "sort_pairs": "pnnnpp",
@@ -28,10 +35,13 @@ _SIGNATURES = {
     "bag": "pnnnnppp",
     "row_sums": "ppnnnnnppnp",
     "best_pairs": "pnnnnnnnpp",
+    "adamw": "pppnnnpnppn",
 }
 """Arguments of the functions: pointers and 64-bit numbers."""
-_TYPED = ("dots", "bag", "row_sums", "best_pairs")
+_TYPED = ("dots", "bag", "row_sums", "best_pairs", "adamw")
 SUFFIXES = ("float32", "float64")
+MIN_NUMBERS_PER_THREAD = 2**21
+"""Below this much work a thread costs more than it gives."""
 
 
 class NativeBuildError(Exception):
@@ -52,6 +62,28 @@ def library() -> ctypes.CDLL:
     return _declare(ctypes.CDLL(str(path)))
 
 
+def function(name: str, dtype: torch.dtype) -> Any:
+    """The kernel of a name for float32 or float64."""
+    return getattr(library(), f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+def split_work(total: int, numbers: int) -> list[int]:
+    """Bounds of even ranges, as many as there are threads and work for them."""
+    parts = max(1, min(torch.get_num_threads(), numbers // MIN_NUMBERS_PER_THREAD, total))
+    return [total * part // parts for part in range(parts + 1)]
+
+
+def run_all(calls: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Results of the calls, each on a thread of its own if there are several: they run in C++ and
+    hold no lock of Python's.
+    """
+    to_do = list(calls)
+    if len(to_do) == 1:
+        return [to_do[0]()]
+    with ThreadPoolExecutor(len(to_do)) as pool:
+        return list(pool.map(lambda call: call(), to_do))
+
+
 def _compiler() -> str:
     for name in (os.environ.get("CXX"), *COMPILERS):
         found = name and shutil.which(name)
@@ -63,7 +95,8 @@ def _compiler() -> str:
 def _fingerprint(compiler: str) -> str:
     """Of the source, the flags, the compiler's version and the instructions it may use here."""
     macros = _run(compiler, *FLAGS, "-E", "-dM", "-x", "c++", os.devnull)
-    facts = SOURCE.read_bytes() + " ".join((compiler, *FLAGS)).encode() + macros
+    code = b"".join((FOLDER / name).read_bytes() for name in SOURCES + HEADERS)
+    facts = code + " ".join((compiler, *FLAGS)).encode() + macros
     return hashlib.sha256(facts).hexdigest()[:16]
 
 
@@ -72,7 +105,14 @@ def _build(compiler: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             output = Path(folder) / path.name
-            _run(compiler, *FLAGS, "-shared", "-o", str(output), str(SOURCE))
+            _run(
+                compiler,
+                *FLAGS,
+                "-shared",
+                "-o",
+                str(output),
+                *(str(FOLDER / name) for name in SOURCES),
+            )
             output.replace(path)
     except OSError as error:
         raise NativeBuildError(f"{path.parent}: {error.strerror}") from error

@@ -1,4 +1,5 @@
-"""The backend of CPUs that have a C++ compiler at hand: `rows.cpp`, one range per thread.
+"""The backend of CPUs that have a C++ compiler at hand: `rows.cpp` and
+`top_pairs.cpp`, one range per thread.
 
 Pairs of (token, choice) are sorted by row, so a table is read once and in order. Every sum has one
 order, and so the same bits, for any number of threads.
@@ -6,26 +7,22 @@ order, and so the same bits, for any number of threads.
 Shape suffixes: see backend.py; Q = M * L pairs.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from peer_scaling.kernels.backend import Backend
-from peer_scaling.kernels.native import library
+from peer_scaling.kernels.native import function, library, run_all, split_work
 from peer_scaling.kernels.segments import RowGradient
 
 MAX_PAIRS = 2**32
 """A sorted pair holds its number in 32 bits."""
 NUMBERS_PER_PAIR = 64
 """Work of a pair, for the choice of a number of threads: a narrow row."""
-MIN_NUMBERS_PER_THREAD = 2**21
-"""Below this much work a thread costs more than it gives."""
 
 
 class Ranges(NamedTuple):
@@ -64,10 +61,10 @@ class Picked:
         """The picked rows; listed once for all tables."""
         list_rows = library().list_rows
         bounds = list(pairwise(_row_bounds(self)))
-        counts = _run_all(partial(list_rows, *self.pointers, a, b, None) for a, b in bounds)
+        counts = run_all(partial(list_rows, *self.pointers, a, b, None) for a, b in bounds)
         slots = [0, *accumulate(counts)]
         row_R = torch.empty(slots[-1], dtype=torch.int64)
-        _run_all(
+        run_all(
             partial(list_rows, *self.pointers, a, b, row_R.data_ptr() + 8 * slot)
             for (a, b), slot in zip(bounds, slots, strict=False)
         )
@@ -91,10 +88,10 @@ class NativeBackend(Backend):
         index_ML = index_ML.contiguous()
         sorted_Q = torch.empty(index_ML.numel(), dtype=torch.int64)
         scratch_Q = torch.empty_like(sorted_Q)
-        start_B = choices * torch.tensor(_split(tokens, index_ML.numel() * NUMBERS_PER_PAIR))
+        start_B = choices * torch.tensor(split_work(tokens, index_ML.numel() * NUMBERS_PER_PAIR))
         picked = Picked(sorted_Q, start_B, choices, num_rows)
         arguments = [t.data_ptr() for t in (sorted_Q, scratch_Q)]
-        _run_all(
+        run_all(
             partial(self._library.sort_pairs, index_ML.data_ptr(), a, b, num_rows, *arguments)
             for a, b in picked.blocks
         )
@@ -116,12 +113,12 @@ class NativeBackend(Backend):
     def _sweep(
         self, name: str, picked: Picked, table_ND: Tensor, source: Tensor, out: Tensor
     ) -> None:
-        function = self._typed(name, table_ND)
+        kernel = function(name, table_ND.dtype)
         table_ND = table_ND.contiguous()
         shape = (picked.num_choices, table_ND.shape[1])
         arguments = [t.data_ptr() for t in (table_ND, source, out)]
-        _run_all(
-            partial(function, picked.sorted_Q.data_ptr(), a, b, *shape, *arguments)
+        run_all(
+            partial(kernel, picked.sorted_Q.data_ptr(), a, b, *shape, *arguments)
             for a, b in picked.blocks
         )
 
@@ -132,9 +129,9 @@ class NativeBackend(Backend):
         grad_RD = self._fresh(x_MD, len(row_R))
         shape = (picked.num_choices, x_MD.shape[1])
         pointers = (weight_ML.data_ptr(), x_MD.data_ptr())
-        function = self._typed("row_sums", x_MD)
-        _run_all(
-            partial(function, *picked.pointers, a, b, *shape, *pointers, slot, grad_RD.data_ptr())
+        kernel = function("row_sums", x_MD.dtype)
+        run_all(
+            partial(kernel, *picked.pointers, a, b, *shape, *pointers, slot, grad_RD.data_ptr())
             for (a, b), slot in zip(bounds, slots, strict=False)
         )
         return RowGradient(row_R, grad_RD)
@@ -143,19 +140,16 @@ class NativeBackend(Backend):
         """One pass over the scores with the k best so far at hand."""
         tokens, heads, _, size = scores_MHPS.shape
         strides = scores_MHPS.stride()
-        function = self._typed("best_pairs", scores_MHPS)
-        _run_all(
+        kernel = function("best_pairs", scores_MHPS.dtype)
+        run_all(
             partial(
-                function,
+                kernel,
                 scores_MHPS[a:b].data_ptr(),
                 *(b - a, heads, *strides[:3], size, k),
                 *(score_MHK[a:b].data_ptr(), index_MHK[a:b].data_ptr()),
             )
-            for a, b in pairwise(_split(tokens, scores_MHPS.numel()))
+            for a, b in pairwise(split_work(tokens, scores_MHPS.numel()))
         )
-
-    def _typed(self, name: str, tensor: Tensor) -> Any:
-        return getattr(self._library, f"{name}_{str(tensor.dtype).removeprefix('torch.')}")
 
     def _fresh(self, like_MD: Tensor, num_rows: int) -> Tensor:
         """Unwritten rows, on huge pages where the system has them: with small ones, the first touch
@@ -166,25 +160,8 @@ class NativeBackend(Backend):
         return grad_RD
 
 
-def _split(total: int, numbers: int) -> list[int]:
-    """Bounds of even ranges, as many as there are threads and work for them."""
-    parts = max(1, min(torch.get_num_threads(), numbers // MIN_NUMBERS_PER_THREAD, total))
-    return [total * part // parts for part in range(parts + 1)]
-
-
 def _row_bounds(picked: Picked) -> list[int]:
     """Bounds of row ranges of similar work: quantiles of the first block's rows."""
     parts, end = len(picked.blocks), picked.blocks[0][1]
     inner = {int(picked.sorted_Q[end * part // parts]) >> 32 for part in range(1, parts)}
     return [0, *sorted(inner - {0}), picked.num_rows]
-
-
-def _run_all(calls: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Results of the calls, each on a thread of its own if there are several: they run in C++ and
-    hold no lock of Python's.
-    """
-    to_do = list(calls)
-    if len(to_do) == 1:
-        return [to_do[0]()]
-    with ThreadPoolExecutor(len(to_do)) as pool:
-        return list(pool.map(lambda call: call(), to_do))
