@@ -197,8 +197,20 @@ def _count_step(state: dict[str, Tensor], found_inf: Tensor | None) -> None:
 
 def _rows_of(p: Tensor) -> tuple[Tensor, Tensor]:
     assert p.grad is not None
-    grad = p.grad.coalesce()
+    grad = _coalesced(p.grad)
     return grad.indices()[0], grad.values()
+
+
+def _coalesced(grad: Tensor) -> Tensor:
+    """Autograd forgets that a sparse gradient is coalesced, and to sort it again costs as much as
+    the update: rows that ascend are as they should be.
+    """
+    row_R = grad._indices()[0]
+    if grad.is_coalesced() or not bool((row_R[1:] > row_R[:-1]).all()):
+        return grad.coalesce()
+    return torch.sparse_coo_tensor(
+        row_R[None], grad._values(), grad.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _slice_rows(p_ND: Tensor) -> int:
@@ -212,7 +224,7 @@ def _gradient_values(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
         if p.grad is None:
             continue
         if p.grad.is_sparse:
-            p.grad = p.grad.coalesce()
+            p.grad = _coalesced(p.grad)
             yield p.grad.values()
         else:
             yield p.grad

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from peer_scaling.adamw import SLICE_BYTES, AdamW, clip_gradients
+from peer_scaling.ffw.peer import PEER
 from peer_scaling.kernels.dispatch import use_backend
 from reference import relative_error
 
@@ -148,6 +149,17 @@ def check_that_a_masked_step_changes_nothing(table_update):
     ours.found_inf = torch.tensor(0.0)
     ours.step()
     assert not torch.equal(before[0], table)
+
+
+def test_rows_of_a_backward_pass_are_not_sorted_again():
+    """They ascend, and keep their memory: what autograd hands over is what is clipped."""
+    layer = PEER(num_experts=64, num_heads=2, experts_per_head=4, key_dim=8, table_gradient="rows")
+    module = layer.build(16, generator=torch.Generator().manual_seed(0))
+    module(torch.randn(1, 9, 16)).y_BTD.sum().backward()
+    before = module.up_ND.grad._values().data_ptr()
+    clip_gradients(module.parameters(), 1e-3)
+    assert module.up_ND.grad.is_coalesced()
+    assert module.up_ND.grad.values().data_ptr() == before
 
 
 def test_no_gradient_no_clipping():
