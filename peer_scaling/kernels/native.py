@@ -30,7 +30,6 @@ COMPILERS = ("c++", "g++", "clang++")
 _SIGNATURES = {
     "sort_pairs": "pnnnpp",
     "list_rows": "ppnnnp",
-    "prefer_huge_pages": "pn",
     "dots": "pnnnnppp",
     "bag": "pnnnnppp",
     "row_sums": "ppnnnnnppnp",

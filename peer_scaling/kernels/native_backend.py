@@ -17,6 +17,7 @@ from torch import Tensor
 
 from peer_scaling.kernels.backend import Backend
 from peer_scaling.kernels.native import function, library, run_all, split_work
+from peer_scaling.kernels.reuse import BlockPool
 from peer_scaling.kernels.segments import RowGradient
 
 MAX_PAIRS = 2**32
@@ -78,7 +79,7 @@ class NativeBackend(Backend):
     name = "native"
 
     def __init__(self) -> None:
-        self._library = library()
+        self._library, self._blocks = library(), BlockPool()
 
     def group(self, index_ML: Tensor, num_rows: int) -> Picked:
         """Sort the pairs of each block of tokens by row."""
@@ -126,7 +127,7 @@ class NativeBackend(Backend):
         """A sorted sweep over the pairs, each row summed where it stands and written once."""
         x_MD, weight_ML = x_MD.contiguous(), weight_ML.contiguous()
         row_R, bounds, slots = picked.ranges
-        grad_RD = self._fresh(x_MD, len(row_R))
+        grad_RD = self._blocks.empty((len(row_R), x_MD.shape[1]), x_MD.dtype)
         shape = (picked.num_choices, x_MD.shape[1])
         pointers = (weight_ML.data_ptr(), x_MD.data_ptr())
         kernel = function("row_sums", x_MD.dtype)
@@ -150,14 +151,6 @@ class NativeBackend(Backend):
             )
             for a, b in pairwise(split_work(tokens, scores_MHPS.numel()))
         )
-
-    def _fresh(self, like_MD: Tensor, num_rows: int) -> Tensor:
-        """Unwritten rows, on huge pages where the system has them: with small ones, the first touch
-        of a large gradient costs twice as much as its sums.
-        """
-        grad_RD = like_MD.new_empty(num_rows, like_MD.shape[1])
-        self._library.prefer_huge_pages(grad_RD.data_ptr(), grad_RD.nbytes)
-        return grad_RD
 
 
 def _row_bounds(picked: Picked) -> list[int]:

@@ -9,10 +9,6 @@
 #include <cstring>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "lanes.h"
 
 namespace {
@@ -170,18 +166,6 @@ int64_t list_rows(const uint64_t* sorted, const int64_t* start, int64_t blocks, 
                if (first) { if (out) out[count] = row; ++count; }
              });
   return count;
-}
-
-// Asks for huge pages behind a buffer that nobody has written to.
-void prefer_huge_pages(void* buffer, int64_t bytes) {
-#ifdef __linux__
-  constexpr uintptr_t kHuge = 1 << 21;
-  const uintptr_t begin = ((uintptr_t)buffer + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t end = ((uintptr_t)buffer + (uintptr_t)bytes) / kHuge * kHuge;
-  if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
-#else
-  (void)buffer, (void)bytes;
-#endif
 }
 
 #define EXPORT(T, NAME)                                                                            \
