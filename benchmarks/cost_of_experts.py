@@ -150,6 +150,7 @@ def _measure(arguments: argparse.Namespace) -> list[Point]:
     gc.disable()
     for number in range(WARMUP_ROUNDS + arguments.rounds):
         for place, part in enumerate(found):
+            part.seconds()  # the sizes take turns, so that each finds its memory given away
             for measure, elapsed in part.seconds().items():
                 if number >= WARMUP_ROUNDS:
                     seconds[place, measure].append(elapsed)
