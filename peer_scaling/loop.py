@@ -7,6 +7,8 @@ schedule are functions of the step, and a checkpoint has the rest (snapshot.py).
 import time
 from typing import Any, final
 
+import torch
+
 from peer_scaling import machine
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.display import Progress, run_name
@@ -16,6 +18,7 @@ from peer_scaling.optim import lr_factor, make_optimizer
 from peer_scaling.planned import PlannedRun
 from peer_scaling.prepare import prepare
 from peer_scaling.publish import save_weights
+from peer_scaling.run import Run
 from peer_scaling.saver import Saver
 from peer_scaling.snapshot import TrainingState
 from peer_scaling.step import Stepper, pick_device, read_results
@@ -47,18 +50,17 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
     device = pick_device(run.settings.device)
     machine.reset_peak_memory(device)
     corpus = prepare(run.data, plan.tokens)
-    model = run.model().to(device)
-    optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
-    saver = Saver(planned, TrainingState(model, optimizer))
+    saver = Saver(planned, lambda: _fresh_state(run, device))
     earlier = _resume(planned, saver, course)
-    stepper = Stepper(run, model, optimizer, device)
+    state = saver.state
+    stepper = Stepper(run, state.model, state.optimizer, device)
     with (
         Progress(planned.run_id, plan, run.settings.progress) as progress,
         History(planned, tracker, progress, earlier) as history,
     ):
         evaluation = Loop(planned, corpus, stepper, saver, history, course, stop).run()
     if run.settings.save_model:
-        save_weights(model, planned.folder)
+        save_weights(state.model, planned.folder)
     return {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
@@ -66,7 +68,7 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
         "val_tokens": evaluation.tokens,
         "expert_usage": evaluation.expert_usage,
         "expert_unevenness": evaluation.expert_unevenness,
-        "state_digest": saver.digest(),
+        "state_digest": state.digest(),
         "peak_memory_bytes": machine.peak_memory_bytes(device),
     }
 
@@ -148,6 +150,11 @@ class Loop:
 def next_interval(first: int, steps: int, *every: int | None) -> range:
     """Steps from `first` to the next multiple of any of `every`, or to the last of `steps`."""
     return range(first, min([steps, *(n * (first // n + 1) for n in every if n)]))
+
+
+def _fresh_state(run: Run, device: torch.device) -> TrainingState:
+    model = run.model().to(device)
+    return TrainingState(model, make_optimizer(run.optim, model.optim_groups(), run.lr))
 
 
 def _resume(planned: PlannedRun, saver: Saver, course: Course) -> str:

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 
 from peer_scaling.checkpoint import CheckpointError, Checkpoints, Snapshot
 from peer_scaling.errors import first_line
-from peer_scaling.planned import PlannedRun
+from peer_scaling.machine import git_commit
+from peer_scaling.planned import SEMANTICS, PlannedRun
 from peer_scaling.snapshot import TrainingState, put_back, take_snapshot
 
 FIRST_RETRY_SECONDS = 10.0
@@ -26,11 +27,19 @@ class Saver:
     def __init__(
         self,
         planned: PlannedRun,
-        state: TrainingState,
+        build: Callable[[], TrainingState],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config = planned.run.checkpoint
-        self._identity, self._state, self._clock = planned.identity, state, clock
+        self.state = build()
+        """Model and optimiser of the run."""
+        self._build, self._clock = build, clock
+        self._config, self._identity = planned.run.checkpoint, planned.identity
+        self._facts = {
+            "tokens_per_step": planned.plan.batch_tokens,
+            "data_fingerprint": planned.fingerprint,
+            "semantics": SEMANTICS,
+            "git_commit": git_commit(),
+        }
         self._store = Checkpoints(planned.folder, self._config.keep)
         self._last = clock()
         self._wait = self._config.every_seconds or 0.0
@@ -45,9 +54,10 @@ class Saver:
         """Put the newest good checkpoint back; it and the loss of every step so far."""
         while snapshot := self._store.newest(self._identity):
             try:
-                losses = put_back(snapshot, self._state)
+                losses = put_back(snapshot, self.state)
             except CheckpointError as error:
                 self._store.reject(snapshot.step, str(error))
+                self.state = self._build()  # what was there may be half overwritten
                 continue
             self._saved_step = snapshot.step
             return snapshot, losses
@@ -70,7 +80,8 @@ class Saver:
             return True
         began = self._clock()
         try:
-            self._store.save(take_snapshot(self._state, self._identity, losses, history, facts))
+            facts = self._facts | facts
+            self._store.save(take_snapshot(self.state, self._identity, losses, history, facts))
         except (OSError, SafetensorError) as error:
             self._failed(len(losses), first_line(error))
             return False
@@ -88,10 +99,6 @@ class Saver:
         """
         if self._error and self._saved_step is None and not save():
             raise NoDurableCheckpointError(f"no durable checkpoint: {self._error}")
-
-    def digest(self) -> str:
-        """Of model and optimiser as they are now."""
-        return self._state.digest()
 
     def _failed(self, step: int, cause: str) -> None:
         self._failed_in_a_row += 1

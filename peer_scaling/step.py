@@ -4,6 +4,7 @@ Shape suffixes: B sequences, T time.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -154,6 +155,9 @@ def torch_settings(run: Run) -> Iterator[None]:
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(run.settings.threads or threads)
     torch.use_deterministic_algorithms(run.settings.deterministic or strict)
+    if run.settings.deterministic:
+        # cuBLAS reads it when it starts; without it, PyTorch refuses matrix products on a GPU.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         with use_backend(run.settings.kernels):
             yield

@@ -121,3 +121,36 @@ def test_earlier_handlers_are_called_after_the_save_and_set_again():
         assert signal.getsignal(signal.SIGUSR2) is requeue
     finally:
         signal.signal(signal.SIGUSR2, previous)
+
+
+def test_a_checkpoint_that_verifies_but_does_not_fit_leaves_a_fresh_state(
+    tmp_path, monkeypatch, capsys
+):
+    """Its digest is found wrong only when the model is overwritten already."""
+    whole = run_once(make_planned(tmp_path / "whole", BUDGET, ffw="dense"))
+    planned = make_planned(tmp_path / "cut", BUDGET, ffw="dense")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        patch.setattr("peer_scaling.snapshot.state_digest", lambda *_: "0" * 64)
+        with pytest.raises(StoppedError):
+            run_once(planned)
+    assert run_once(planned).state_digest == whole.state_digest
+    out = capsys.readouterr().out
+    assert "not 00000000; set aside, the one before is used" in out
+    assert out.count(": fresh") == 3
+
+
+def test_what_a_checkpoint_says_of_itself(tmp_path, monkeypatch):
+    planned = make_planned(tmp_path, BUDGET, ffw="peer")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(StoppedError):
+            run_once(planned)
+    snapshot = Checkpoints(planned.folder, 2).newest(planned.identity)
+    assert snapshot.step == 5
+    assert snapshot.state["tokens_per_step"] == planned.plan.batch_tokens
+    assert snapshot.state["data_fingerprint"] == planned.fingerprint
+    assert {"python", "numpy"} == set(snapshot.state["rng"])
+    assert "rng.cpu" in snapshot.tensors["course"]
+    assert any("running_mean" in name for name in snapshot.tensors["model"])
+    assert Checkpoints(planned.folder, 2).newest("another") is None, "set aside: not this run's"
