@@ -20,9 +20,10 @@ from benchmarks.peers.backends import available
 from benchmarks.peers.cases import LAYERS, cases, contenders
 from benchmarks.peers.check import TOLERANCE, relative_error
 from benchmarks.peers.contender import Case, Contender, inputs
-from benchmarks.peers.memory import extra_bytes, limit_memory, out_of_memory, start_server
+from benchmarks.peers.memory import extra_bytes, limit_memory, start_server
 from benchmarks.peers.report import Result, machine_facts
 from benchmarks.peers.timing import MEASURES, Turns
+from peer_scaling.machine import is_out_of_memory
 
 QUICK = {"d_model": [64], "num_experts": [64**2], "tokens": [256], "moe_experts": 8, "rounds": 3}
 
@@ -76,7 +77,7 @@ def _time(result: Result, found: list[Contender], arguments: argparse.Namespace)
         turns = Turns(found, *inputs(result.case), arguments.measures)
         result.times = turns.run(arguments.rounds)
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         print(f"{result.case.label} is not timed: out of memory; try fewer --measures", flush=True)
 

@@ -69,14 +69,15 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             with_grad = [p for p in group["params"] if p.grad is not None]
             dense = [p for p in with_grad if not p.grad.is_sparse]
-            states = [self._state(p) for p in dense]
+            states = [self.state_of(p) for p in dense]
             _fused(group, dense, [p.grad for p in dense], states, self.found_inf)
             for p in with_grad:
                 if p.grad.is_sparse:
-                    self._update_rows(group, p, self._state(p), self.found_inf)
+                    self._update_rows(group, p, self.state_of(p), self.found_inf)
         return loss
 
-    def _state(self, p: Tensor) -> dict[str, Tensor]:
+    def state_of(self, p: Tensor) -> dict[str, Tensor]:
+        """Count of updates and moments of a parameter; zeros before its first update."""
         if not self.state[p]:
             self.state[p] = {
                 "step": torch.zeros((), dtype=torch.float32, device=p.device),

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from peer_scaling.config import suggestion
-from peer_scaling.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from peer_scaling.errors import EXIT_REQUEUE, EXIT_USAGE, UserError
 from peer_scaling.paths import config_folder
 
 DEFAULT_CONFIG = "train"
@@ -81,9 +81,10 @@ def run_command(task: Callable[[DictConfig], int], *plugins: type) -> None:
         for line in explain(error, sys.argv[1:]):
             print(f"error: {line}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues with what is missing", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        what = str(error) or "interrupted"
+        print(f"{what}; the same command continues with what is missing", file=sys.stderr)
+        sys.exit(EXIT_REQUEUE)
     sys.exit(command.exit_code)
 
 

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 import peer_scaling.ffw
+from peer_scaling.checkpoint import CheckpointConfig
 from peer_scaling.data import DataConfig
 from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import EvalConfig
@@ -26,7 +27,7 @@ from peer_scaling.run import Run, Settings
 from peer_scaling.track import TrackerConfig
 
 NAMES = ("study", "variant", "runs_dir")
-SECTIONS = ("ffw", "size", "backbone", "data", "optim", "eval", "tracker")
+SECTIONS = ("ffw", "size", "backbone", "data", "optim", "eval", "tracker", "checkpoint")
 
 
 def run_from(config: DictConfig) -> Run:
@@ -71,6 +72,9 @@ def run_from_values(values: Mapping[str, Any]) -> Run:
         "optim": _bind(OptimConfig, values.get("optim") or {}, "optim.", problems),
         "eval": _bind(EvalConfig, values.get("eval") or {}, "eval.", problems),
         "tracker": _bind(TrackerConfig, values.get("tracker") or {}, "tracker.", problems),
+        "checkpoint": _bind(
+            CheckpointConfig, values.get("checkpoint") or {}, "checkpoint.", problems
+        ),
     }
     if problems:
         raise UserError(*problems)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from peer_scaling.plan import Plan
 from peer_scaling.planned import PlannedRun
 from peer_scaling.record import RunRecord, budget_label
+from peer_scaling.run import Run
 
 MIN_WIDTH = 200
 """Characters that a table may take at least."""
@@ -75,6 +76,12 @@ def plan_row(planned: PlannedRun, state: str, seconds: float | None = None) -> l
         "?" if seconds is None else seconds_text(seconds),
         state,
     ]
+
+
+def run_name(run: Run) -> str:
+    """Variant, size, budget and seed of a run."""
+    settings = run.settings
+    return f"{run.variant} {run.size} {budget_label(settings.budget)} s{settings.seed}"
 
 
 def result_line(record: RunRecord) -> str:

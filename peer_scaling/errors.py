@@ -6,7 +6,11 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 """The configuration cannot be run as given."""
 EXIT_DIVERGED = 3
+EXIT_OUT_OF_MEMORY = 4
+EXIT_REQUEUE = 75
+"""Stopped by a signal, saved; the same command continues (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
+"""A second interrupt: left at once, nothing saved since the last checkpoint."""
 
 
 class UserError(Exception):

@@ -3,6 +3,7 @@
 Shape suffixes: B sequences, T time, L choices, N experts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, log
 
@@ -69,24 +70,28 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     autocast: torch.autocast,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Mean loss over the first `batches * batch_size` windows, in eval mode, summed in float64.
 
     The model's mode is restored and no random number is drawn, so training goes on as if this had
-    not been called.
+    not been called; also if `check`, which is called before each batch, raises.
     """
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     usage = ExpertUse()
-    with torch.no_grad(), autocast:
-        for batch in range(batches):
-            numbers_B = np.arange(batch * batch_size, (batch + 1) * batch_size)
-            tokens_BT = torch.from_numpy(windows.read(numbers_B)).to(device)
-            output = model(tokens_BT[:, :-1])
-            total += output.cross_entropy_sum(tokens_BT[:, 1:])
-            usage.add(output.stats)
-    model.train(was_training)
+    try:
+        with torch.no_grad(), autocast:
+            for batch in range(batches):
+                check()
+                numbers_B = np.arange(batch * batch_size, (batch + 1) * batch_size)
+                tokens_BT = torch.from_numpy(windows.read(numbers_B)).to(device)
+                output = model(tokens_BT[:, :-1])
+                total += output.cross_entropy_sum(tokens_BT[:, 1:])
+                usage.add(output.stats)
+    finally:
+        model.train(was_training)
     tokens = batches * batch_size * windows.context
     loss = float(total) / tokens
     return Evaluation(loss, tokens, usage.usage, usage.unevenness)

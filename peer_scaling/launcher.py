@@ -5,10 +5,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -20,11 +20,12 @@ from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from peer_scaling.cli import CommandTask, StudiesOnSearchPath, register_plugins
-from peer_scaling.errors import EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from peer_scaling.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
+from peer_scaling.stop import STOP_SIGNALS
 
 MAX_WORKERS = 1024
-GRACE_SECONDS = 10.0
-"""For a worker to close its tracker when it is interrupted."""
+GRACE_SECONDS = 120.0
+"""For a worker whose launcher is gone: to save its run and close its tracker."""
 
 
 class LocalLauncher(Launcher):
@@ -52,7 +53,10 @@ class LocalLauncher(Launcher):
         """
         context = get_context("spawn")  # threads of torch and W&B would not survive a fork
         alive, held = context.Pipe(duplex=False)
-        with ProcessPoolExecutor(self._num_workers(), context, _start_worker, (alive,)) as pool:
+        with (
+            _signals_interrupt(),
+            ProcessPoolExecutor(self._num_workers(), context, _start_worker, (alive,)) as pool,
+        ):
             jobs = {
                 pool.submit(self._job, number, list(overrides)): number
                 for number, overrides in enumerate(job_overrides, initial_job_idx)
@@ -90,14 +94,11 @@ class LocalJob:
             self._config.hydra.sweeper = {}
 
     def __call__(self, number: int, overrides: list[str]) -> JobReturn:
-        """Compose and run one configuration in this process, which ends if it is interrupted."""
-        idle = signal.signal(signal.SIGINT, _interrupt_once)
+        """Compose and run one configuration in this process, which ends if it is stopped."""
         try:
             return self._run(number, overrides)
         except KeyboardInterrupt:
-            os._exit(EXIT_INTERRUPTED)  # not back to the pool, which has the next cell ready
-        finally:
-            signal.signal(signal.SIGINT, idle)
+            os._exit(EXIT_REQUEUE)  # not back to the pool, which has the next cell ready
 
     def _run(self, number: int, overrides: list[str]) -> JobReturn:
         register_plugins(StudiesOnSearchPath)
@@ -119,28 +120,37 @@ class LocalJob:
         return result
 
 
-def _interrupt_once(signum: int, frame: object) -> None:
-    """Let the run close undisturbed: a terminal interrupts worker and launcher, which does so too,
-    and the pool terminates its other workers when the first has ended.
-    """
-    for further in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(further, signal.SIG_IGN)
-    raise KeyboardInterrupt
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Whatever asks the launcher to stop acts as an interrupt: it waits for its workers to save."""
+
+    def interrupt(number: int, frame: object) -> None:
+        del frame
+        raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+
+    others = [s for s in STOP_SIGNALS if s is not signal.SIGINT]
+    previous = {number: signal.signal(number, interrupt) for number in others}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _start_worker(alive: Connection) -> None:
     """Make this worker end with its parent, however that ends, and quietly when interrupted."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_REQUEUE))
     threading.Thread(target=_follow, args=(alive,), daemon=True).start()
 
 
 def _follow(alive: Connection) -> None:
-    """End this process when the other end of the pipe is closed."""
+    """End this process when the other end of the pipe is closed: a run saves first."""
     with suppress(EOFError):
         alive.recv_bytes()
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(GRACE_SECONDS)  # an interrupt is lost if it comes while an object is finalised
-    os._exit(EXIT_INTERRUPTED)
+    # Not SIGINT, which a terminal has sent already: the second one leaves a run at once.
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    os._exit(EXIT_REQUEUE)
 
 
 def available_cores() -> int:

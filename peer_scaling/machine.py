@@ -17,6 +17,7 @@ from peer_scaling.kernels.dispatch import backend_name
 from peer_scaling.paths import PACKAGE
 
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -64,6 +65,23 @@ def peak_memory_bytes(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed. By type, but for PyTorch's CPU allocator, which raises a bare
+    RuntimeError and can be known by its message only.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return type(error) is RuntimeError and "allocate memory" in str(error)
+
+
+def available_bytes() -> int | None:
+    """Memory that the system can give without swapping; None where it does not say."""
+    if not _MEMORY.exists():
+        return None
+    lines = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024  # kB
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

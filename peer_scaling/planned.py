@@ -35,6 +35,11 @@ class PlannedRun:
         return run_id(self.run, self.plan, self.fingerprint)
 
     @property
+    def identity(self) -> str:
+        """sha256 of everything that determines the result."""
+        return identity(self.run, self.plan, self.fingerprint)
+
+    @property
     def folder(self) -> Path:
         """Folder of the run."""
         return self.run.study_folder / self.run_id
@@ -129,8 +134,14 @@ def _check_validation(run: Run, corpus: Corpus) -> None:
 
 
 def run_id(run: Run, plan: Plan | None, fingerprint: str | None) -> str:
-    """`<ffw>-<size>-<budget>-s<seed>-<identity>`, with 8 digits of the sha256 of everything
-    that determines the result, and of nothing else: not of paths, logging, tracker or device.
+    """`<ffw>-<size>-<budget>-s<seed>-<identity>`, with the first 8 digits of the identity."""
+    name = f"{run.ffw_name}-{run.size}-{budget_label(run.settings.budget)}-s{run.settings.seed}"
+    return f"{name}-{identity(run, plan, fingerprint)[:8]}"
+
+
+def identity(run: Run, plan: Plan | None, fingerprint: str | None) -> str:
+    """sha256 of everything that determines the result, and of nothing else: not of paths, logging,
+    tracker or device.
     """
     coupled = run.ffw.batch_coupled
     facts = {
@@ -144,8 +155,7 @@ def run_id(run: Run, plan: Plan | None, fingerprint: str | None) -> str:
         "lr": run.lr,
         "seed": run.settings.seed,
     }
-    name = f"{run.ffw_name}-{run.size}-{budget_label(run.settings.budget)}-s{run.settings.seed}"
-    return f"{name}-{_digest(facts)[:8]}"
+    return _digest(facts)
 
 
 def _shared_facts(run: Run) -> dict[str, Any]:

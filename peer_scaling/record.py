@@ -6,7 +6,6 @@ between training and `analysis`. Loss is nats per token; FLOPs are training FLOP
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -18,12 +17,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 SCHEMA = 1
 RECORD = "record.json"
 HISTORY = "history.jsonl"
+REWOUND = "history-rewound.jsonl"
+"""Lines of a history that a resumed run wrote again."""
 PLAN = "plan.csv"
 """In a study's folder: its cells, as the last launch planned them."""
 STATUSES = ("done", "diverged", "failed", "infeasible", "invalid")
 """`done`: trained and evaluated. `diverged`: stopped by a bad loss or gradient. `failed`:
 stopped by anything else, tried again by the next launch. `infeasible`: the plan refused the cell.
 `invalid`: trained, but a check says that its numbers must not be used."""
+FAILURES = ("out_of_memory", "no_durable_checkpoint", "error")
+"""Kinds of `failed`, which are retried differently."""
 TERMINAL = ("done", "diverged", "infeasible", "invalid")
 """Statuses that a later launch leaves as they are."""
 
@@ -88,6 +91,8 @@ class RunRecord:
     """Device memory on a GPU, resident memory of the process otherwise."""
     state_digest: str | None = None
     """sha256 of the final parameters, buffers and optimiser state."""
+    failure: str | None = None
+    """Kind of a `failed` run, one of `FAILURES`."""
     attempts: int = 1
     last_step: int | None = None
     """Steps done when a run stopped early."""
@@ -102,31 +107,17 @@ class RunRecord:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status={self.status!r}; choose one of {', '.join(STATUSES)}")
+        if self.failure is not None and self.failure not in FAILURES:
+            raise ValueError(f"failure={self.failure!r}; choose one of {', '.join(FAILURES)}")
 
 
 class RecordError(ValueError):
     """A file that is not a record, with the reason."""
 
 
-def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write `record.json` so that a reader sees either all of it or nothing: temporary name, fsync,
-    rename, fsync of the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RECORD
-    temporary = folder / f".{RECORD}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(_plain(asdict(record)), file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return path
+def record_text(record: RunRecord) -> str:
+    """The content of `record.json`."""
+    return json.dumps(_plain(asdict(record)), indent=1, allow_nan=False) + "\n"
 
 
 def read_record(path: Path) -> RunRecord:

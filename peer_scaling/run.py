@@ -1,9 +1,10 @@
 """One run: everything that defines it, validated."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peer_scaling.checkpoint import CheckpointConfig
 from peer_scaling.cost import Cost
 from peer_scaling.data import MAX_SEED, DataConfig
 from peer_scaling.errors import check
@@ -87,6 +88,7 @@ class Run:
     optim: OptimConfig
     eval: EvalConfig
     tracker: TrackerConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @property
     def variant(self) -> str:
@@ -151,4 +153,5 @@ class Run:
             "optim": {**asdict(self.optim), "lr": self.lr},
             "eval": asdict(self.eval),
             "tracker": asdict(self.tracker),
+            "checkpoint": asdict(self.checkpoint),
         }

@@ -4,7 +4,8 @@ Shape suffixes: B sequences, T time.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -90,12 +91,13 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(total / tokens_BT[:, 1:].numel(), norm)
 
-    def evaluate(self, corpus: Corpus) -> Evaluation:
-        """Loss on the validation set."""
+    def evaluate(self, corpus: Corpus, check: Callable[[], None] = lambda: None) -> Evaluation:
+        """Loss on the validation set; `check`, called before each batch, may raise to leave."""
         windows = Windows(corpus, "validation", self._run.data.context)
         size = self._run.forward_sequences
         batches = num_batches(self._run.eval, windows, size)
-        return evaluate(self._model, windows, batches, size, self._device, self._autocast())
+        autocast = self._autocast()
+        return evaluate(self._model, windows, batches, size, self._device, autocast, check)
 
     def _backward(self, tokens_BT: torch.Tensor, share: float) -> torch.Tensor:
         """Accumulate the gradient of `share` of the step's mean loss; the summed cross-entropy."""
@@ -153,6 +155,9 @@ def torch_settings(run: Run) -> Iterator[None]:
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(run.settings.threads or threads)
     torch.use_deterministic_algorithms(run.settings.deterministic or strict)
+    if run.settings.deterministic:
+        # cuBLAS reads it when it starts; without it, PyTorch refuses matrix products on a GPU.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         with use_backend(run.settings.kernels):
             yield

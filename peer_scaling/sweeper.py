@@ -4,6 +4,7 @@ Used by the files in `sweeps/` as `hydra/sweeper: isoflop`. Each cell becomes a 
 so any Hydra launcher can run it. Success of a cell is its record, not a return value.
 """
 
+import os
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,14 +26,10 @@ from peer_scaling.data import Corpus, DataConfig
 from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, StudyIncompleteError, UserError
 from peer_scaling.plan import Cell, InfeasibleError, Rung, Study, enumerate_cells, restrict
 from peer_scaling.planned import infeasible_record, plan_run
-from peer_scaling.preflight import check_machine, problems_of
+from peer_scaling.preflight import check_disk, check_machine, problems_of
 from peer_scaling.prepare import find_prepared, prepare
-from peer_scaling.record import (
-    RECORD,
-    TERMINAL,
-    find_record,
-    write_record,
-)
+from peer_scaling.publish import write_record
+from peer_scaling.record import RECORD, TERMINAL, find_record
 from peer_scaling.run import Run
 
 AXES = ("variant", "ffw", "size", "budget", "seed")
@@ -80,6 +77,7 @@ class IsoflopSweeper(Sweeper):
         if settings.dry_run:
             print(plan_text(planned))
             return []
+        self._check_disk(planned)
         _update_refusals(planned, corpora)
         write_plan(planned, runs[0].study_folder, keep_missing=bool(axes))
         print(summary_line(planned), flush=True)
@@ -106,6 +104,13 @@ class IsoflopSweeper(Sweeper):
         if problems:
             raise UserError(*dict.fromkeys(problems))
         return runs
+
+    def _check_disk(self, cells: list[StudyCell]) -> None:
+        missing = [cell.planned for cell in cells if cell.planned and cell.to_run]
+        launcher = self._config.hydra.launcher
+        together = launcher.get("workers") or launcher.get("array_parallelism") or os.cpu_count()
+        if missing:
+            check_disk(missing, int(together or 1))
 
     def _launch(self, missing: list[StudyCell], fixed: list[str]) -> list[int]:
         if not missing:

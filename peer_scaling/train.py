@@ -1,50 +1,42 @@
-"""Training: one planned run to its record, and the command `peer-train`.
+"""The command `peer-train`: one planned run to its record.
 
-Read the loop in `train`; one update is `step.py`, one batch `data.py`, the model `model.py`.
+The training loop is in `loop.py`, one update in `step.py`, one batch in `data.py`, the model in
+`model.py`.
 """
 
 import time
 import traceback
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any
 
 from omegaconf import DictConfig
 
 from peer_scaling import machine
-from peer_scaling.checkpoint import save_weights, state_digest
+from peer_scaling.checkpoint import remove_checkpoints
 from peer_scaling.cli import run_command
 from peer_scaling.config import run_from
-from peer_scaling.data import TrainingBatches, Windows
-from peer_scaling.display import PLAN_COLUMNS, Progress, plan_row, result_line, table_text
-from peer_scaling.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED
+from peer_scaling.display import PLAN_COLUMNS, plan_row, result_line, table_text
+from peer_scaling.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_OUT_OF_MEMORY,
+)
 from peer_scaling.estimate import Estimator
-from peer_scaling.history import Course, History
+from peer_scaling.history import Course
 from peer_scaling.launcher import LocalLauncher
-from peer_scaling.optim import lr_factor, make_optimizer
+from peer_scaling.loop import train
+from peer_scaling.machine import is_out_of_memory
 from peer_scaling.planned import PlannedRun, plan_run
-from peer_scaling.preflight import check_run
+from peer_scaling.preflight import check_disk, check_run
 from peer_scaling.prepare import find_prepared, prepare
-from peer_scaling.record import (
-    HISTORY,
-    RECORD,
-    TERMINAL,
-    RunRecord,
-    budget_label,
-    find_record,
-    write_record,
-)
-from peer_scaling.step import (
-    DivergedError,
-    Stepper,
-    pick_device,
-    product_dtype,
-    read_results,
-    torch_settings,
-)
+from peer_scaling.publish import write_record
+from peer_scaling.record import RECORD, TERMINAL, RunRecord, budget_label, find_record
+from peer_scaling.saver import NoDurableCheckpointError
+from peer_scaling.step import DivergedError, pick_device, product_dtype, torch_settings
+from peer_scaling.stop import StopFlag, StoppedError
 from peer_scaling.sweeper import IsoflopSweeper
-from peer_scaling.track import RunLabels, Tracker, start_tracker
+from peer_scaling.track import RunLabels, start_tracker
 
 
 def main() -> None:
@@ -67,108 +59,62 @@ def task(config: DictConfig) -> int:
         row = plan_row(planned, state, Estimator().seconds(planned))
         print(table_text(PLAN_COLUMNS, [row]))
         return EXIT_DONE
-    record = run_once(plan_run(run, prepare(run.data, planned.plan.tokens)))
+    return exit_code(run_once(plan_run(run, prepare(run.data, planned.plan.tokens))))
+
+
+def exit_code(record: RunRecord) -> int:
+    """The exit code of a command that ended with this record."""
+    if record.failure == "out_of_memory":
+        return EXIT_OUT_OF_MEMORY
     return {"done": EXIT_DONE, "diverged": EXIT_DIVERGED}.get(record.status, EXIT_FAILED)
 
 
 def run_once(planned: PlannedRun) -> RunRecord:
-    """Train a run unless its record says that it has ended; the record in either case."""
+    """Train a run unless its record says that it has ended; the record in either case.
+
+    Raises:
+        StoppedError: a signal stopped it, and it is saved as far as it got.
+        UserError: the disk has no room for its checkpoints; nothing was started.
+    """
     earlier = find_record(planned.folder)
     if earlier and earlier.status in TERMINAL:
         print(f"{earlier.status} before, not trained again: {planned.folder / RECORD}")
+        remove_checkpoints(planned.folder)
         return earlier
-    record = _attempt(planned, 1 + (earlier.attempts if earlier else 0))
+    check_disk([planned])
+    with StopFlag() as stop:
+        try:
+            record = _attempt(planned, 1 + (earlier.attempts if earlier else 0), stop)
+        except StoppedError:
+            stop.chain()
+            raise
+    if record.status in TERMINAL:
+        remove_checkpoints(planned.folder)
     print(result_line(record), flush=True)
     return record
 
 
-def train(planned: PlannedRun, tracker: Tracker, course: Course) -> dict[str, Any]:
-    """Train the model of a planned run and evaluate it.
-
-    Args:
-        planned: what to train.
-        tracker: mirror of the history.
-        course: kept up to date, line by line of the history.
-
-    Returns:
-        The fields of the record that only training determines.
-
-    Raises:
-        DivergedError: loss or gradient norm is not finite.
-    """
-    run, plan = planned.run, planned.plan
-    device = pick_device(run.settings.device)
-    machine.reset_peak_memory(device)
-    corpus = prepare(run.data, plan.tokens)
-    windows = Windows(corpus, "train", run.data.context)
-    batches = TrainingBatches(windows, run.settings.batch_size, run.data.seed, run.data.order)
-    model = run.model().to(device)
-    optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
-    stepper = Stepper(run, model, optimizer, device)
-    log_every = max(1, plan.steps // run.settings.log_lines)
-    eval_every = max(1, round(run.eval.every * plan.steps)) if run.eval.every else plan.steps
-    with (
-        (planned.folder / HISTORY).open("w", encoding="utf-8") as file,
-        Progress(planned.run_id, plan, run.settings.progress) as progress,
-    ):
-        history = History(planned, file, tracker, progress)
-        for steps in intervals(plan.steps, log_every, eval_every):
-            began = time.perf_counter()
-            factors = [lr_factor(run.optim, step, plan.steps) for step in steps]
-            # The device is not waited for between the steps of an interval.
-            results = [
-                stepper.step(batches.batch(s), f) for s, f in zip(steps, factors, strict=True)
-            ]
-            updates = read_results(results)
-            course.add(updates, time.perf_counter() - began)
-            if course.step % log_every == 0 or course.step == plan.steps:
-                history.training(course, updates[-1].norm, factors[-1] * run.lr)
-            if course.step % eval_every == 0 and course.step < plan.steps:
-                history.evaluation(course, stepper.evaluate(corpus))
-        evaluation = stepper.evaluate(corpus)
-        history.evaluation(course, evaluation)
-    if run.settings.save_model:
-        save_weights(model, planned.folder)
-    return {
-        "loss": evaluation.loss,
-        "perplexity": evaluation.perplexity,
-        "bits_per_byte": evaluation.bits_per_byte(corpus.validation_bytes(evaluation.tokens)),
-        "val_tokens": evaluation.tokens,
-        "expert_usage": evaluation.expert_usage,
-        "expert_unevenness": evaluation.expert_unevenness,
-        "state_digest": state_digest(model, optimizer),
-        "peak_memory_bytes": machine.peak_memory_bytes(device),
-    }
-
-
-def intervals(steps: int, *every: int) -> Iterator[range]:
-    """Consecutive ranges of the first `steps` steps, that end after each multiple of `every`."""
-    ends = sorted({steps}.union(*(range(n, steps, n) for n in every)))
-    for start, end in pairwise([0, *ends]):
-        yield range(start, end)
-
-
-def _attempt(planned: PlannedRun, attempts: int) -> RunRecord:
+def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
     """Train, and write a record in every outcome but an interruption."""
     started, course = time.perf_counter(), Course()
     planned.folder.mkdir(parents=True, exist_ok=True)
     tracker = start_tracker(planned.run.tracker, _labels(planned), planned.folder)
     results: dict[str, Any] = {}
-    status, reason = "done", None
+    status, reason, failure = "done", None, None
     try:
         with torch_settings(planned.run):
             device = pick_device(planned.run.settings.device)
             results["environment"] = machine.environment(device)
             dtype = product_dtype(planned.run.settings.precision)
             results["matmul_peak_flops_per_second"] = machine.matmul_peak(device, dtype)
-            results |= train(planned, tracker, course)
+            results |= train(planned, tracker, course, stop)
     except DivergedError as error:
         status, reason = "diverged", f"after step {course.step}: {error}"
     except Exception as error:  # whatever it is, the record says so and a study goes on
-        status, reason = "failed", f"{type(error).__name__}: {error}"
+        status, reason, failure = "failed", f"{type(error).__name__}: {error}", _failure(error)
         (planned.folder / "error.txt").write_text(traceback.format_exc())
         traceback.print_exc()
-    except BaseException:  # interrupted: no record, the next start runs it again
+    except BaseException:  # stopped: no record, the next start continues
         tracker.finish("interrupted", {})
         raise
     record = RunRecord(
@@ -176,12 +122,22 @@ def _attempt(planned: PlannedRun, attempts: int) -> RunRecord:
         **results,
         status=status,
         reason=reason,
+        failure=failure,
         attempts=attempts,
-        wall_seconds=time.perf_counter() - started,
+        wall_seconds=course.earlier_seconds + time.perf_counter() - started,
     )
     write_record(record, planned.folder)
     tracker.finish(status, {"loss": record.loss, "perplexity": record.perplexity})
     return record
+
+
+def _failure(error: Exception) -> str:
+    """Kind of a failure, one of `FAILURES`."""
+    if is_out_of_memory(error):
+        return "out_of_memory"
+    if isinstance(error, NoDurableCheckpointError):
+        return "no_durable_checkpoint"
+    return "error"
 
 
 def _measured(planned: PlannedRun, course: Course, peak: float | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from analysis import figures, tables
 from analysis.isoflop import Profile, fit_isoflop
 from analysis.load import AnalysisError, excluded, load_runs, usable
 from analysis.report import analyse, summary, write
-from peer_scaling.record import RECORD, RunRecord, read_record, write_record
+from peer_scaling.publish import write_record
+from peer_scaling.record import RECORD, RunRecord, read_record
 from surfaces import WIDTHS, known, runs
 
 RECORD_OF = {

@@ -78,7 +78,7 @@ def test_workers_end_with_their_launcher(tmp_path, how, send):
     assert len(logs) == 2
     assert all(log.stat().st_size > 1000 for log in logs), [log.stat().st_size for log in logs]
     if how is signal.SIGINT:
-        assert launcher.returncode == 130
+        assert launcher.returncode == 75
         assert b"the same command continues" in output
 
 

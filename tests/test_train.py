@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from peer_scaling import train as train_module
-from peer_scaling.checkpoint import load_weights, state_digest
+from peer_scaling import loop as loop_module
 from peer_scaling.data import Windows
 from peer_scaling.display import result_line
 from peer_scaling.evaluate import EvalConfig, ExpertUse, evaluate, num_batches
 from peer_scaling.ffw.base import Routing
 from peer_scaling.history import Course
+from peer_scaling.loop import next_interval
 from peer_scaling.prepare import prepare
+from peer_scaling.publish import load_weights
 from peer_scaling.record import HISTORY, RECORD, read_record
+from peer_scaling.snapshot import state_digest
 from peer_scaling.step import DivergedError, Stepper, Update, read_results
-from peer_scaling.train import intervals, run_once
+from peer_scaling.train import run_once
 from planned_runs import SMALL, batch_of, make_planned, stepper_of
 
 PEAK = "matmul_peak_flops_per_second"
@@ -31,7 +33,7 @@ def test_a_run_leaves_a_complete_record(tmp_path, ffw):
     assert record == read_record(planned.folder / RECORD)
     assert record.status == "done"
     unset = {k for k, v in vars(record).items() if v is None}
-    expected = {"reason", "bits_per_byte"}  # synthetic tokens have no bytes
+    expected = {"reason", "failure", "bits_per_byte"}  # synthetic tokens have no bytes
     expected |= {"git_commit"} & unset
     expected |= {"expert_usage", "expert_unevenness"} if ffw == "dense" else set()
     assert unset == expected
@@ -239,7 +241,9 @@ def test_a_diverged_run_is_an_outcome(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("every", [(1,), (4,), (3, 4), (100,), (10, 10), (7, 100)])
 def test_intervals_end_where_something_is_due(every):
-    ranges = list(intervals(10, *every))
+    ranges = [next_interval(0, 10, *every)]
+    while ranges[-1].stop < 10:
+        ranges.append(next_interval(ranges[-1].stop, 10, *every))
     assert [step for steps in ranges for step in steps] == list(range(10))
     ends = {steps.stop for steps in ranges}
     assert ends == {n for n in range(1, 11) if n == 10 or any(n % e == 0 for e in every)}
@@ -252,7 +256,7 @@ def test_a_failure_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys):
         raise OSError("disk on fire")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "save_weights", broken)
+        patch.setattr(loop_module, "save_weights", broken)
         failed = run_once(planned)
     assert (failed.status, failed.reason, failed.attempts) == ("failed", "OSError: disk on fire", 1)
     assert "disk on fire" in (planned.folder / "error.txt").read_text()
@@ -325,9 +329,9 @@ def test_expert_choice_must_get_whole_numbers_of_tokens(tmp_path):
 def test_course_counts():
     course = Course()
     assert course.final_loss is None
-    course.add([Update(float(loss), 1.0) for loss in range(15)], 7.5)
-    course.add([Update(float(loss), 1.0) for loss in range(15, 20)], 2.5)
-    assert (course.step, course.train_seconds, course.final_loss) == (20, 10.0, 18.5)
+    course.add([Update(-float(loss), 1.0) for loss in range(15)], 7.5)
+    course.add([Update(-float(loss), 1.0) for loss in range(15, 20)], 2.5)
+    assert (course.step, course.train_seconds, course.final_loss) == (20, 10.0, -18.5)
 
 
 def test_record_refuses_an_unknown_status(tmp_path):

@@ -11,14 +11,18 @@ import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
-from pathlib import Path
 
 import torch
 
 from benchmarks.peers.backends import forced
 from benchmarks.peers.cases import contenders
 from benchmarks.peers.contender import Case, Contender, inputs
-from peer_scaling.machine import peak_memory_bytes, reset_peak_memory
+from peer_scaling.machine import (
+    available_bytes,
+    is_out_of_memory,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 
 M_MMAP_THRESHOLD = -3
 """Option number of glibc's mallopt, from its malloc.h."""
@@ -65,7 +69,7 @@ def _measure(case: Case, name: str, threads: int) -> int | None:
             contender.module(x_BTD).backward(grad_BTD)
         return peak_memory_bytes(cpu) - before
     except RuntimeError as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return None
 
@@ -77,23 +81,9 @@ def _pass(contender: Contender, case: Case, tokens: int) -> None:
     contender.module.zero_grad(set_to_none=True)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch's allocator says so: on a CPU it has no exception of its own for it."""
-    return "allocate memory" in str(error)
-
-
 def limit_memory() -> None:
     """Make an allocation beyond the machine's free memory an error instead of a killed process."""
     free = available_bytes()
     if free is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (int(0.95 * free), hard))
-
-
-def available_bytes() -> int | None:
-    """Memory that the system can give without swapping; None where it does not say."""
-    facts = Path("/proc/meminfo")
-    if not facts.exists():
-        return None
-    lines = dict(line.split(":") for line in facts.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024  # kB

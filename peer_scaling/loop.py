@@ -1,0 +1,170 @@
+"""The training loop: one planned run from where it stands to its final evaluation.
+
+A run that is killed anywhere and started again ends with the bits of one that never was: data and
+schedule are functions of the step, and a checkpoint has the rest (snapshot.py).
+"""
+
+import time
+from typing import Any, final
+
+import torch
+
+from peer_scaling import machine
+from peer_scaling.data import Corpus, TrainingBatches, Windows
+from peer_scaling.display import Progress, run_name
+from peer_scaling.evaluate import Evaluation
+from peer_scaling.history import Course, History
+from peer_scaling.optim import lr_factor, make_optimizer
+from peer_scaling.planned import PlannedRun
+from peer_scaling.prepare import prepare
+from peer_scaling.publish import save_weights
+from peer_scaling.run import Run
+from peer_scaling.saver import Saver
+from peer_scaling.snapshot import TrainingState
+from peer_scaling.step import Stepper, pick_device, read_results
+from peer_scaling.stop import StopFlag, StoppedError
+from peer_scaling.track import Tracker
+
+READ_STEPS = 16
+"""The device is waited for at least this often: a divergence is seen, and a save made, no later."""
+
+
+def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag) -> dict[str, Any]:
+    """Train the model of a planned run, from its newest checkpoint if it has one; evaluate it.
+
+    Args:
+        planned: what to train.
+        tracker: mirror of the history.
+        course: kept up to date, line by line of the history.
+        stop: asked after every step.
+
+    Returns:
+        The fields of the record that only training determines.
+
+    Raises:
+        DivergedError: loss or gradient norm is not finite, or the loss rose and stayed up.
+        StoppedError: a signal came; the run is saved.
+        NoDurableCheckpointError: saves were due, and none could be written.
+    """
+    run, plan = planned.run, planned.plan
+    device = pick_device(run.settings.device)
+    machine.reset_peak_memory(device)
+    corpus = prepare(run.data, plan.tokens)
+    saver = Saver(planned, lambda: _fresh_state(run, device))
+    earlier = _resume(planned, saver, course)
+    state = saver.state
+    stepper = Stepper(run, state.model, state.optimizer, device)
+    with (
+        Progress(planned.run_id, plan, run.settings.progress) as progress,
+        History(planned, tracker, progress, earlier) as history,
+    ):
+        evaluation = Loop(planned, corpus, stepper, saver, history, course, stop).run()
+    if run.settings.save_model:
+        save_weights(state.model, planned.folder)
+    return {
+        "loss": evaluation.loss,
+        "perplexity": evaluation.perplexity,
+        "bits_per_byte": evaluation.bits_per_byte(corpus.validation_bytes(evaluation.tokens)),
+        "val_tokens": evaluation.tokens,
+        "expert_usage": evaluation.expert_usage,
+        "expert_unevenness": evaluation.expert_unevenness,
+        "state_digest": state.digest(),
+        "peak_memory_bytes": machine.peak_memory_bytes(device),
+    }
+
+
+@final
+class Loop:
+    """The training loop of one run: the same steps, losses and lines wherever it was cut."""
+
+    def __init__(
+        self,
+        planned: PlannedRun,
+        corpus: Corpus,
+        stepper: Stepper,
+        saver: Saver,
+        history: History,
+        course: Course,
+        stop: StopFlag,
+    ) -> None:
+        self._run, self._plan, self._corpus = planned.run, planned.plan, corpus
+        self._stepper, self._saver, self._history = stepper, saver, history
+        self._course, self._stop = course, stop
+        self._began = time.perf_counter()
+        data, settings = self._run.data, self._run.settings
+        windows = Windows(corpus, "train", data.context)
+        self._batches = TrainingBatches(windows, settings.batch_size, data.seed, data.order)
+        steps, eval_every = self._plan.steps, self._run.eval.every
+        self._log_every = max(1, steps // settings.log_lines)
+        self._eval_every = max(1, round(eval_every * steps)) if eval_every else steps
+
+    def run(self) -> Evaluation:
+        """All steps that are left, and the final evaluation; see `train` for what it raises."""
+        course = self._course
+        try:
+            while course.step < self._plan.steps:
+                # Before the steps, not after them: a run continued here evaluates here too.
+                if course.step and course.step % self._eval_every == 0:
+                    self._evaluate()
+                self._interval(self._next_steps())
+                self._stop.check()
+                if self._saver.due(course.step):
+                    self._save()
+            evaluation = self._evaluate()
+        except StoppedError as error:
+            saved = self._save()
+            where = f"saved after step {course.step}" if saved else "not saved"
+            raise StoppedError(f"{error}, {where}") from None
+        self._saver.check_durable(self._save)
+        return evaluation
+
+    def _evaluate(self) -> Evaluation:
+        evaluation = self._stepper.evaluate(self._corpus, self._stop.check)
+        self._history.evaluation(self._course, evaluation)
+        return evaluation
+
+    def _interval(self, steps: range) -> None:
+        """Updates without waiting for the device, then a line of the history if one is due."""
+        began = time.perf_counter()
+        results, factor = [], 0.0
+        for step in steps:
+            factor = lr_factor(self._run.optim, step, self._plan.steps)
+            results.append(self._stepper.step(self._batches.batch(step), factor))
+            if self._stop.signal is not None:
+                break
+        updates = read_results(results)
+        self._course.add(updates, time.perf_counter() - began)
+        step = self._course.step
+        if step % self._log_every == 0 or step == self._plan.steps:
+            self._history.training(self._course, updates[-1].norm, factor * self._run.lr)
+
+    def _next_steps(self) -> range:
+        every = (READ_STEPS, self._log_every, self._eval_every, self._saver.every_steps)
+        return next_interval(self._course.step, self._plan.steps, *every)
+
+    def _save(self) -> bool:
+        facts = self._course.facts(time.perf_counter() - self._began)
+        return self._saver.save(self._course.losses, self._history.synced(), facts)
+
+
+def next_interval(first: int, steps: int, *every: int | None) -> range:
+    """Steps from `first` to the next multiple of any of `every`, or to the last of `steps`."""
+    return range(first, min([steps, *(n * (first // n + 1) for n in every if n)]))
+
+
+def _fresh_state(run: Run, device: torch.device) -> TrainingState:
+    model = run.model().to(device)
+    return TrainingState(model, make_optimizer(run.optim, model.optim_groups(), run.lr))
+
+
+def _resume(planned: PlannedRun, saver: Saver, course: Course) -> str:
+    """Continue where the newest checkpoint is, and say so first of all; its history."""
+    resumed = saver.resume()
+    if resumed is None:
+        print(f"{run_name(planned.run)}: fresh", flush=True)
+        return ""
+    snapshot, losses = resumed
+    course.continue_from(losses, snapshot.state)
+    digest = snapshot.digest[:8]
+    print(f"{run_name(planned.run)}: resumed from step {course.step} (digest {digest})", flush=True)
+    return snapshot.history

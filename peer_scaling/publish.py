@@ -1,0 +1,38 @@
+"""What a run leaves for good: its record, and the weights of its model."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import nn
+
+from peer_scaling.durable import publish, write_atomically, write_synced
+from peer_scaling.record import RECORD, RunRecord, record_text
+
+WEIGHTS = "model.safetensors"
+
+
+def write_record(record: RunRecord, folder: Path) -> Path:
+    """Write `record.json` so that a reader sees either all of it or nothing.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RECORD
+    write_atomically(path, record_text(record), "record")
+    return path
+
+
+def save_weights(model: nn.Module, folder: Path) -> Path:
+    """Write parameters and buffers to `model.safetensors`, complete or not at all."""
+    path = folder / WEIGHTS
+    temporary = path.with_suffix(".tmp")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    write_synced(temporary, save(tensors), "weights")
+    publish(temporary, path, "weights")
+    return path
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load what `save_weights` wrote into a model of the same shape."""
+    model.load_state_dict(load_file(folder / WEIGHTS))
