@@ -13,8 +13,9 @@ from tempfile import mkdtemp
 
 import pytest
 
-from peer_scaling.checkpoint import FOLDER, Checkpoints, CheckpointError, verify
+from peer_scaling.checkpoint import FOLDER, CheckpointError, verify
 from peer_scaling.record import HISTORY, RECORD, RunRecord, read_record
+from peer_scaling.saver import Saver
 from peer_scaling.train import run_once
 from planned_runs import BASE, SMALL, make_planned
 
@@ -91,21 +92,21 @@ class Whole:
     record: RunRecord
     lines: list[dict]
     digests: dict[int, str]
-    """Of the state at every save, by step."""
+    """Of the state after each step."""
 
 
 @cache
 def whole(ffw, options=OPTIONS) -> Whole:
     """The uninterrupted run, in this process."""
-    digests, real = {}, Checkpoints.save
+    digests, real = {}, Saver.due
 
-    def save(self, snapshot):
-        digests[snapshot.step] = snapshot.digest
-        real(self, snapshot)
+    def due(self, step):
+        digests[step] = self.state.digest()
+        return real(self, step)
 
     planned = make_planned(mkdtemp(dir=os.environ["PEER_SCALING_CACHE"]), *options, ffw=ffw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", save)
+        patch.setattr(Saver, "due", due)
         record = run_once(planned)
     assert record.status == "done"
     return Whole(record, logged(planned.folder), digests)

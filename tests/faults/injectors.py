@@ -5,6 +5,7 @@ Each takes a `pytest.MonkeyPatch` first, so that it works in a test and in a pro
 
 import os
 import signal
+from pathlib import Path
 
 from peer_scaling import checkpoint, history, saver, snapshot
 from peer_scaling.checkpoint import CheckpointError, Checkpoints
@@ -31,9 +32,9 @@ def kill_at_step(patch, step):
     at_call(patch, Stepper, "step", step, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def signal_at_step(patch, step, name, times=1):
+def signal_at_step(patch, step, name):
     number = signal.Signals[name]
-    at_call(patch, Stepper, "step", step, lambda: [signal.raise_signal(number)] * times)
+    at_call(patch, Stepper, "step", step, lambda: signal.raise_signal(number))
 
 
 def interrupt_twice_at_step(patch, step):
@@ -56,20 +57,19 @@ def signal_in_evaluation(patch, batch, name):
 
 
 def earlier_handler(patch, name, path):
-    """As submitit's: something else handles the signal too, and notes what is saved by then."""
+    """As submitit's: something else handles the signal too, and notes how much is saved by then."""
+    noted = Path(path)
 
     def handler(number, frame):
-        folders = [str(f) for f in checkpoint_folders(path)]
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(f"{signal.Signals(number).name} {len(folders)}\n")
+        saved = list(noted.parent.rglob("step-" + "[0-9]" * 8))
+        noted.write_text(f"{signal.Signals(number).name} {len(saved)}\n")
 
     signal.signal(signal.Signals[name], handler)
 
 
-def checkpoint_folders(path):
-    from pathlib import Path
-
-    return Path(path).parent.rglob("step-" + "[0-9]" * 8)
+def no_stop_flag(patch):
+    """Control: signals do what they do to any process."""
+    patch.setattr("peer_scaling.stop.STOP_SIGNALS", ())
 
 
 def saves_in_place(patch):
