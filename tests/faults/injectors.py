@@ -4,6 +4,7 @@ Each takes a `pytest.MonkeyPatch` first, so that it works in a test and in a pro
 """
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def earlier_handler(patch, name, path):
 def no_stop_flag(patch):
     """Control: signals do what they do to any process."""
     patch.setattr("peer_scaling.stop.STOP_SIGNALS", ())
+
+
+def limit_file_size(patch, size):
+    """For this process and for good, as `ulimit -f` does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def saves_in_place(patch):
