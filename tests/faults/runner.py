@@ -54,16 +54,15 @@ def become(job):
         for stream in (1, 2):
             os.dup2(log, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, [signal.SIG_DFL, signal.default_int_handler][number == signal.SIGINT])
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
         os.environ |= job["environment"]
         patch = pytest.MonkeyPatch()
         for name, *arguments in job["inject"]:
             getattr(injectors, name)(patch, *arguments)
         sys.argv = ["peer-train", *job["arguments"]]
         peer_train()
-    except SystemExit as exit:
-        code = exit.code or 0
+    except SystemExit as ended:
+        code = ended.code or 0
     except BaseException:
         traceback.print_exc()
     finally:

@@ -180,6 +180,7 @@ def outcome(data, right):
 
 def same(some, others):
     return some.keys() == others.keys() and all(
-        some[n].dtype == others[n].dtype and some[n].numpy().tobytes() == others[n].numpy().tobytes()
+        some[n].dtype == others[n].dtype
+        and some[n].numpy().tobytes() == others[n].numpy().tobytes()
         for n in some
     )

@@ -7,7 +7,6 @@ from signal import SIGKILL
 
 import pytest
 
-import injectors
 from attempts import OPTIONS, SAVE_STEPS, Attempts, differences, logged, torn, whole
 from labels import fault_labels
 from peer_scaling.checkpoint import FOLDER
@@ -109,7 +108,12 @@ def test_control_what_is_switched_off_is_found(tmp_path, control, found):
 
 def test_each_step_is_logged_once(tmp_path):
     """F34: a checkpoint at step 200, lines up to 212."""
-    options = ("budget=1.5e9", "log_lines=1000", "threads=1", f"checkpoint.every_tokens={200 * 256}")
+    options = (
+        "budget=1.5e9",
+        "log_lines=1000",
+        "threads=1",
+        f"checkpoint.every_tokens={200 * 256}",
+    )
     planned = make_planned(tmp_path, *options, ffw="dense")
     attempts = Attempts(planned, whole("dense", options))
     ended = attempts.attempt(inject=[["kill_at_step", 213]], options=options)
