@@ -2,13 +2,15 @@
 # make test    environment, the whole test suite                         (10 minutes on 2 cores)
 # make check   lint, types, import contracts                             (1 minute)
 # make bench   the benchmarks, quick
-.PHONY: demo test check bench clean
+# make faults  all faults that docs/reliability.md lists, injected; the scorecard (45 minutes on 2 cores)
+.PHONY: demo test check bench faults clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
 RUNTIME := .venv/.runtime-ready
 DEV := .venv/.dev-ready
 STUDY := isoflop_laptop
+SCORECARD := $(CURDIR)/.pytest_cache/scorecard.jsonl
 WORKERS ?= auto
 
 demo: $(RUNTIME)
@@ -28,6 +30,12 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.layers --quick
 	$(BIN)/python -m benchmarks.cost_of_experts --quick
 	$(BIN)/python -m benchmarks.step --quick
+	$(BIN)/python -m benchmarks.checkpointing --quick
+
+faults: $(DEV)
+	rm -f $(SCORECARD)
+	PEER_SCALING_FAULTS=full PEER_SCALING_SCORECARD=$(SCORECARD) $(BIN)/pytest -n $(WORKERS) tests/faults; \
+	    failed=$$?; $(BIN)/python scripts/scorecard.py $(SCORECARD) && exit $$failed
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

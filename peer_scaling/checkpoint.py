@@ -164,10 +164,13 @@ class Checkpoints:
 
     def _retire(self) -> None:
         for folder in self._folders()[self._keep :]:
-            fault_point("checkpoint.retire")
             # Renamed first: a folder that is half deleted must not look like a checkpoint.
             doomed = folder.with_suffix(".old")
-            folder.replace(doomed)
+            try:
+                fault_point("checkpoint.retire")
+                folder.replace(doomed)
+            except OSError as error:  # the new checkpoint is durable all the same
+                print(f"{folder}: not deleted ({error.strerror})", flush=True)
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
@@ -188,9 +191,12 @@ class Checkpoints:
 def remove_checkpoints(run_folder: Path) -> None:
     """Delete all checkpoints of a run that has its record, bad ones too."""
     folder = run_folder / FOLDER
-    if folder.exists():
-        fault_point("checkpoint.clear")
-        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if folder.exists():
+            fault_point("checkpoint.clear")
+            shutil.rmtree(folder)
+    except OSError as error:  # the record stands all the same
+        print(f"{folder}: not deleted ({error.strerror})", flush=True)
 
 
 def read_checkpoint(folder: Path) -> Snapshot:

@@ -11,6 +11,7 @@ from typing import Any, final
 from peer_scaling.display import Progress
 from peer_scaling.divergence import SUSTAINED_STEPS, sustained_spike
 from peer_scaling.durable import write_atomically
+from peer_scaling.errors import first_line
 from peer_scaling.evaluate import Evaluation
 from peer_scaling.planned import PlannedRun
 from peer_scaling.record import HISTORY, REWOUND
@@ -87,7 +88,8 @@ class History:
         path = planned.folder / HISTORY
         rewind(path, earlier)
         self._lines = earlier
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""  # what the disk did not take
 
     def __enter__(self) -> "History":
         return self
@@ -98,7 +100,16 @@ class History:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._file.close()
+        """Raises OSError if the run ended well and the disk does not have all lines."""
+        with self._file:
+            if kind is None:
+                self._flush()
+                os.fsync(self._file.fileno())
+
+    @property
+    def lines(self) -> str:
+        """All lines so far, on the disk or not: a checkpoint has its own copy."""
+        return self._lines
 
     def training(self, course: Course, norm: float, lr: float) -> None:
         """Mean loss since the last line, gradient norm, learning rate and speed."""
@@ -114,11 +125,6 @@ class History:
         metrics = {"loss": evaluation.loss, "perplexity": evaluation.perplexity}
         self._write("eval", course, metrics)
 
-    def synced(self) -> str:
-        """All lines so far, when the disk has them."""
-        os.fsync(self._file.fileno())
-        return self._lines
-
     def _tokens(self, course: Course) -> int:
         return course.step * self._planned.plan.batch_tokens
 
@@ -129,9 +135,21 @@ class History:
         line |= {f"{kind}/{name}": value for name, value in metrics.items()}
         text = json.dumps(line) + "\n"
         self._lines += text
-        self._file.write(text)
-        self._file.flush()
+        self._write_down(text.encode())
         self._tracker.log(line)
+
+    def _write_down(self, data: bytes) -> None:
+        """Append to the file; what a full disk does not take waits for the next line."""
+        waiting, self._pending = bool(self._pending), self._pending + data
+        try:
+            self._flush()
+        except OSError as error:
+            if not waiting:
+                print(f"history NOT written: {first_line(error)}; training goes on", flush=True)
+
+    def _flush(self) -> None:
+        while self._pending:
+            self._pending = self._pending[self._file.write(self._pending) :]
 
 
 def rewind(path: Path, kept: str) -> None:

@@ -144,7 +144,7 @@ class Loop:
 
     def _save(self) -> bool:
         facts = self._course.facts(time.perf_counter() - self._began)
-        return self._saver.save(self._course.losses, self._history.synced(), facts)
+        return self._saver.save(self._course.losses, self._history.lines, facts)
 
 
 def next_interval(first: int, steps: int, *every: int | None) -> range:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from peer_scaling.checkpoint import FOLDER as CHECKPOINTS
 from peer_scaling.documents import check_source
 from peer_scaling.errors import UserError
 from peer_scaling.planned import PlannedRun, plan_run
@@ -51,22 +52,24 @@ def check_disk(runs: Sequence[PlannedRun], workers: int = 1) -> None:
     saved = sorted(_checkpoint_bytes(run) for run in runs)[-workers:]
     weights = [_weights_bytes(run) for run in runs if run.run.settings.save_model]
     keep = 1 + max(run.run.checkpoint.keep for run in runs)
-    needed = keep * sum(saved) + sum(weights)
+    needed = keep * sum(saved) + sum(weights) - sum(_held_bytes(run) for run in runs)
     study = runs[0].run.study_folder
     folder = next(place for place in (study, *study.absolute().parents) if place.exists())
+    free = shutil.disk_usage(folder).free
+    need = (
+        f"{folder}: {_gigabytes(needed)} more needed for weights and {keep} checkpoints at a time "
+        f"of each of {len(saved)} run(s), {_gigabytes(free)} free"
+    )
+    remedy = "choose another runs_dir=, or checkpoint.every_seconds=null and save_model=false"
+    if free < needed:
+        raise UserError(f"{need}; free some, {remedy}")
     try:
         _try_to_write(folder, max(*saved, 1))
     except OSError as error:
+        size = _gigabytes(max(saved))
         raise UserError(
-            f"{folder}: a file of {_gigabytes(max(saved))} cannot be written ({error.strerror}); "
-            f"choose another runs_dir=, or checkpoint.every_seconds=null and save_model=false"
+            f"{need}; a file of {size} cannot be written ({error.strerror}); {remedy}"
         ) from error
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise UserError(
-            f"{folder}: {_gigabytes(needed)} needed for weights and {keep} checkpoints at a time "
-            f"of each of {len(saved)} run(s), {_gigabytes(free)} free; free some, choose another "
-            f"runs_dir=, checkpoint.every_seconds=null or save_model=false"
-        )
 
 
 def _try_to_write(folder: Path, size: int) -> None:
@@ -89,6 +92,12 @@ def _checkpoint_bytes(run: PlannedRun) -> int:
     if not run.run.checkpoint.enabled:
         return 0
     return 3 * _weights_bytes(run) + 8 * run.plan.steps
+
+
+def _held_bytes(run: PlannedRun) -> int:
+    """Of checkpoints that are there already: a run that is started again may use their room."""
+    files = (run.folder / CHECKPOINTS).rglob("*")
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _gigabytes(size: float) -> str:

@@ -6,6 +6,8 @@ The training loop is in `loop.py`, one update in `step.py`, one batch in `data.p
 
 import time
 import traceback
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -112,8 +114,9 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
         status, reason = "diverged", f"after step {course.step}: {error}"
     except Exception as error:  # whatever it is, the record says so and a study goes on
         status, reason, failure = "failed", f"{type(error).__name__}: {error}", _failure(error)
-        (planned.folder / "error.txt").write_text(traceback.format_exc())
         traceback.print_exc()
+        with suppress(OSError):  # a full disk, which the next lines say
+            (planned.folder / "error.txt").write_text(traceback.format_exc())
     except BaseException:  # stopped: no record, the next start continues
         tracker.finish("interrupted", {})
         raise
@@ -126,8 +129,12 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
         attempts=attempts,
         wall_seconds=course.earlier_seconds + time.perf_counter() - started,
     )
-    write_record(record, planned.folder)
-    tracker.finish(status, {"loss": record.loss, "perplexity": record.perplexity})
+    try:
+        write_record(record, planned.folder)
+    except OSError as error:  # what is not written down has not happened
+        lost = {"status": "failed", "failure": "error", "reason": f"no record written: {error}"}
+        record = replace(record, **lost)
+    tracker.finish(record.status, {"loss": record.loss, "perplexity": record.perplexity})
     return record
 
 
