@@ -49,7 +49,8 @@ class Runner:
 
     def __init__(self):
         command = [sys.executable, str(Path(__file__).with_name("runner.py"))]
-        folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+        own = Path(__file__).parent
+        folders = [str(own), str(own.parent), os.environ.get("PYTHONPATH", "")]
         self._server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
