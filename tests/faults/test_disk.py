@@ -339,7 +339,7 @@ def test_a_study_needs_room_for_what_runs_at_once(tmp_path, monkeypatch):
 
 def test_a_real_disk_that_is_too_small(small_disk):
     """The command on a file system of 2 MB; and where no file may be as large as a checkpoint."""
-    attempts = Attempts(make_planned(small_disk, *OPTIONS, ffw="dense"), None)
+    attempts = Attempts(make_planned(small_disk, *OPTIONS, ffw="dense"), whole("dense"))
     large = [*OPTIONS, "size=d64_l4", "budget=1e12", "data.max_epochs=10000"]
     ended = refused(attempts, options=large)
     assert " more needed" in ended.output
@@ -354,7 +354,6 @@ def refused(attempts, **how):
     ended = attempts.attempt(**how)
     assert ended.code == EXIT_USAGE, ended.output
     assert ended.output.count("error: ") == len(ended.output.splitlines()) == 1
-    assert ended.seconds < 5
     return ended
 
 
