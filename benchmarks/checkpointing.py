@@ -24,6 +24,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -53,29 +54,22 @@ SHORT_SECONDS = 0.01
 
 
 def make_run(ffw: FFWConfig, decoder: DecoderConfig, vocab_size: int, folder: str) -> Run:
-    """A run on synthetic tokens; its budget is set by `planned_for`."""
+    """A run on synthetic tokens; `compare_runs` sets its budget."""
     tokenizer = TokenizerConfig(kind="none", vocab_size=vocab_size)
     return Run(
         settings=Settings(
-            budget=1.0, batch_size=8, runs_dir=folder, progress="off", device="cpu", threads=1
+            budget=1e18, batch_size=4, runs_dir=folder, progress="off", device="cpu", threads=1
         ),
         ffw_name=type(ffw).__name__.lower(),
         ffw=ffw,
         decoder=decoder,
         data=DataConfig(
-            source="synthetic", tokenizer=tokenizer, context=128, num_tokens=2**17, max_epochs=1e6
+            source="synthetic", tokenizer=tokenizer, context=64, num_tokens=2**17, max_epochs=1e6
         ),
         optim=OptimConfig(),
         eval=EvalConfig(tokens=2048),
         tracker=TrackerConfig(kind="off"),
     )
-
-
-def planned_for(run: Run, steps: int) -> PlannedRun:
-    """The run with a budget of so many steps."""
-    budget = run.cost().flops_per_token * run.batch_tokens * steps
-    settings = replace(run.settings, budget=budget)
-    return plan_run(replace(run, settings=settings), prepare(run.data))
 
 
 def stepped(run: Run, steps: int) -> tuple[TrainingState, float]:
@@ -96,7 +90,7 @@ def stepped(run: Run, steps: int) -> tuple[TrainingState, float]:
 
 def seconds_per_save(run: Run, repeats: int) -> list[float]:
     """Of saves one after the other; the first, which deletes none, is left out."""
-    planned = planned_for(run, steps=1000)
+    planned = plan_run(run, None)
     state, _ = stepped(run, 1)
     saver = Saver(planned, lambda: state)
     losses, seconds = [1.0], []
@@ -120,7 +114,10 @@ def share_of_default(seconds: float) -> float:
 def compare_runs(run: Run, seconds: float, rounds: int) -> tuple[list[float], list[int]]:
     """Wall time with as many saves as allowed over that without, per round; saves per run."""
     _, per_step = stepped(run, 8)
-    planned = planned_for(run, max(100, round(seconds / per_step)))
+    steps = max(100, round(seconds / per_step))
+    budget = run.cost().flops_per_token * run.batch_tokens * steps
+    run = replace(run, settings=replace(run.settings, budget=budget))
+    planned = plan_run(run, prepare(run.data))
     configs = {
         "off": CheckpointConfig(every_seconds=None),
         "on": CheckpointConfig(every_seconds=SHORT_SECONDS),
@@ -139,21 +136,14 @@ def _timed(planned: PlannedRun, config: CheckpointConfig, study: str) -> tuple[f
     """Seconds of one whole run, and how often it was saved."""
     settings = replace(planned.run.settings, study=study)
     run = replace(planned.run, settings=settings, checkpoint=config)
-    saves, real = [], Saver.save
-
-    def counted(saver: Saver, *arguments: object) -> bool:
-        saves.append(1)
-        return real(saver, *arguments)  # pyright: ignore[reportArgumentType]
-
-    Saver.save = counted
-    try:
-        with redirect_stdout(StringIO()):
-            record = run_once(replace(planned, run=run))
-    finally:
-        Saver.save = real
+    with (
+        patch.object(Saver, "save", autospec=True, side_effect=Saver.save) as save,
+        redirect_stdout(StringIO()),
+    ):
+        record = run_once(replace(planned, run=run))
     assert record.status == "done"
     assert record.wall_seconds is not None
-    return record.wall_seconds, len(saves)
+    return record.wall_seconds, save.call_count
 
 
 def main() -> None:
@@ -171,9 +161,9 @@ def main() -> None:
         ratios = _print_saves(runs, 3 if quick else 5)
         decoder = DecoderConfig(64, 2, 4) if quick else DecoderConfig(128, 4, 4)
         ffw = PEER(num_experts=32**2 if quick else 64**2)
-        run = make_run(ffw, decoder, 256, folder)
+        run = make_run(ffw, decoder, 64, folder)
         rounds = 1 if quick else arguments.rounds
-        slower, saves = compare_runs(run, 3.0 if quick else 40.0, rounds)
+        slower, saves = compare_runs(run, 2.0 if quick else 40.0, rounds)
     print(f"runs in turns: {saves} saves, wall time with over without {slower}")
     ratios["wall_with_most_saves_over_without"] = statistics.median(slower)
     print(json.dumps({name: round(ratio, 6) for name, ratio in ratios.items()}))

@@ -133,6 +133,33 @@ def test_control_a_save_in_place_loses_what_it_overwrites(tmp_path):
         verify(folder)
 
 
+def test_the_disk_has_every_byte_before_its_name(tmp_path, monkeypatch):
+    """What no kill can show, for want of a power cut: the order of syncs and renames."""
+    planned = stopped_run(tmp_path)
+    save_next, losses = resumed(planned)
+    events, fsync, replace = [], os.fsync, Path.replace
+
+    def synced(descriptor):
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def renamed(self, target):
+        events.append((str(self), str(target)))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    assert save_next()
+    final = store_of(planned).folder / f"step-{len(losses):08d}"
+    temporary, number = final.with_suffix(".tmp"), events.index((f"{final}.tmp", str(final)))
+    assert set(events[: number - 2]) == {
+        str(temporary / path.name) for path in final.iterdir() if path.name != "manifest.json"
+    }
+    assert events[number - 2 : number] == [str(temporary / "manifest.json"), str(temporary)]
+    assert events[number + 1] == str(final.parent)
+    assert events[number + 2][0].endswith(f"step-{BEFORE:08d}"), "deleted last"
+
+
 def fail_from(monkeypatch, label, visit, error):
     faultpoints._visits.cache_clear()
     monkeypatch.setenv("FAULT_AT", f"{label}:{visit}:{error}")
