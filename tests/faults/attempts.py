@@ -151,7 +151,8 @@ class Attempts:
             self.kills += 1
             folder = self.planned.folder / FOLDER
             self.in_saves += bool(list(folder.glob("step-*.tmp")))
-            self.problems += torn(folder)
+            if not (self.planned.folder / RECORD).exists():  # then they are being deleted
+                self.problems += torn(folder)
         return ended
 
     def _check_start(self, step, digest):
