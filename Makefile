@@ -33,7 +33,7 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.checkpointing --quick
 
 faults: $(DEV)
-	rm -f $(SCORECARD)
+	mkdir -p $(dir $(SCORECARD)) && rm -f $(SCORECARD)
 	PEER_SCALING_FAULTS=full PEER_SCALING_SCORECARD=$(SCORECARD) $(BIN)/pytest -n $(WORKERS) tests/faults; \
 	    failed=$$?; $(BIN)/python scripts/scorecard.py $(SCORECARD) && exit $$failed
 

@@ -13,7 +13,10 @@ from datetime import date
 from pathlib import Path
 
 REQUIRED = {
-    "F01": ("kill -9 at random times, 4 variants", "300 kills: 0 lost, 0 differing bits, lost work <= 1 save interval"),
+    "F01": (
+        "kill -9 at random times, 4 variants",
+        "300 kills: 0 runs lost, 0 differing bits, lost work <= 1 save interval",
+    ),
     "F02": ("kill -9 at every labelled point x 3", "100 % resume, 0 torn checkpoints chosen"),
     "F05": ("four signals x 25 random steps", "durable, right exit code, <= 1 step lost"),
     "F09": ("evaluate every 10 %, every 1 %, never", "training state bit-identical"),
@@ -24,9 +27,9 @@ REQUIRED = {
     "F14": ("read-only, EIO, ESTALE", "0 false 'saved'"),
     "F15": ("20 disks that are too small", "refused in < 5 s with need and have"),
     "F16": ("NaN or Inf 200 times", "0 updates after the bad value"),
-    "F17": ("learning rate x 1000, 4 variants x 5 seeds", "all classified within 50 steps, 0 false alarms"),
+    "F17": ("learning rate x 1000, 4 variants x 5 seeds", "all within 50 steps, 0 false alarms"),
     "F18": ("out of memory 60 times", "0 samples dropped or doubled"),
-    "F29": ("1,000 malformed and 200 valid configs", "0 tracebacks, >= 95 % name the key, 0 valid refused"),
+    "F29": ("1,000 malformed, 200 valid configs", "0 tracebacks, >= 95 % name the key, 0 refused"),
     "F30": ("200 hostile configs", "0 executions, 0 writes outside"),
     "F31": ("50 malicious pickles", "0 executions"),
     "F32": ("secrets canary", "0 found"),

@@ -34,7 +34,8 @@ class Ended:
 
     code: int
     """Negative: the signal that killed it."""
-    seconds: float
+    running: float
+    """Seconds since it said how it begins."""
     output: str
 
     @property
@@ -49,14 +50,18 @@ class Runner:
 
     def __init__(self):
         command = [sys.executable, str(Path(__file__).with_name("runner.py"))]
-        folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+        own = Path(__file__).parent
+        folders = [str(own), str(own.parent), os.environ.get("PYTHONPATH", "")]
         self._server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
         )  # fmt: skip
         atexit.register(self._close)
 
-    def __call__(self, planned, *, inject=(), signals=(), fault_at="", options=OPTIONS) -> Ended:
+    def __call__(
+        self, planned, *, inject=(), signals=(), when_begun=False, fault_at="", options=OPTIONS
+    ) -> Ended:
+        """Run `peer-train` for a planned run; see runner.py for `signals` and `when_begun`."""
         run = planned.run
         log = Path(run.settings.runs_dir) / "attempt.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +71,12 @@ class Runner:
                 f"runs_dir={run.settings.runs_dir}",
             ],
             "environment": {"FAULT_AT": fault_at},
-            "log": str(log), "inject": list(inject), "signals": list(signals),
+            "log": str(log), "inject": list(inject), "signals": list(signals), "when_begun": when_begun,
         }  # fmt: skip
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
-        return Ended(answer["code"], answer["seconds"], log.read_text(errors="replace"))
+        return Ended(answer["code"], answer["running"], log.read_text(errors="replace"))
 
     def _close(self):
         self._server.stdin.close()
@@ -146,7 +151,8 @@ class Attempts:
             self.kills += 1
             folder = self.planned.folder / FOLDER
             self.in_saves += bool(list(folder.glob("step-*.tmp")))
-            self.problems += torn(folder)
+            if not (self.planned.folder / RECORD).exists():  # then they are being deleted
+                self.problems += torn(folder)
         return ended
 
     def _check_start(self, step, digest):

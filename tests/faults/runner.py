@@ -7,10 +7,12 @@ The parent starts no thread, so that a fork of it is as good as a new process.
 
 import json
 import os
+import re
 import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,28 +22,36 @@ import torch._inductor  # optimisers and determinism import both at first use, f
 import injectors
 from peer_scaling.train import main as peer_train
 
+BEGUN = re.compile(rb": (fresh|resumed from step)")
+
 
 def main():
     torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)
-        began = time.perf_counter()
+        Path(job["log"]).unlink(missing_ok=True)
         child = os.fork()
         if not child:
             become(job)
-        status = supervise(child, job["signals"])
-        answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.perf_counter() - began}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(supervise(child, **job)), flush=True)
 
 
-def supervise(child, signals):
-    """Send each [seconds after the start, number]; the child's status when it has ended."""
-    began = time.perf_counter()
+def supervise(child, log, signals, when_begun, **_):
+    """Send each [seconds, number], counted from the start of the process or, `when_begun`, from
+    when the run says how it begins; how the process ended.
+    """
+    started = time.perf_counter()
+    begun = None
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
+        now = time.perf_counter()
         if ended:
-            return status
-        while signals and time.perf_counter() - began >= signals[0][0]:
+            code = os.waitstatus_to_exitcode(status)
+            return {"code": code, "running": now - (begun or now)}
+        if begun is None and BEGUN.search(Path(log).read_bytes() if os.path.exists(log) else b""):
+            begun = now
+        since = begun if when_begun else started
+        while signals and since and now - since >= signals[0][0]:
             os.kill(child, signals.pop(0)[1])
         time.sleep(0.001)
 
@@ -50,7 +60,7 @@ def become(job):
     """The command, with its output in the log; never returns."""
     code = 1
     try:
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT)
         for stream in (1, 2):
             os.dup2(log, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

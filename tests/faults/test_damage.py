@@ -12,6 +12,7 @@ from peer_scaling import checkpoint
 from peer_scaling.checkpoint import CheckpointError
 from peer_scaling.snapshot import put_back
 from peer_scaling.train import run_once
+from planned_runs import make_run
 from scorecard import report
 from stopped import BEFORE, NEWEST, fresh_saver, stopped_run, store_of
 from tiers import count
@@ -152,21 +153,19 @@ def loads(folder):
     return True
 
 
-def test_control_plain_torch_files_miss_most_flips(victim):
+def test_control_plain_torch_files_miss_most_flips(tmp_path):
     """What `torch.save` writes has checksums that `torch.load` does not look at."""
-    snapshot = victim.store.newest(victim.planned.identity)
-    right = {f"{file}.{n}": t for file, ts in snapshot.tensors.items() for n, t in ts.items()}
+    right = make_run(tmp_path, "size=d64_l4", ffw="dense").model().state_dict()
     buffer = io.BytesIO()
     torch.save(right, buffer)
     data, rng, flips = buffer.getvalue(), Random("torch"), count(50, 1000)
     outcomes = [outcome(flipped(data, rng.randrange(8 * len(data))), right) for _ in range(flips)]
     wrong, raised = outcomes.count("wrong"), outcomes.count("raised")
-    assert wrong > 0.3 * flips
-    assert wrong > raised
+    assert wrong > 0.8 * flips
     report(
         "F11",
-        f"control, plain torch.load of {len(right)} small tensors: {flips} flips, {wrong} read as "
-        f"good with wrong bits, {raised} detected, {outcomes.count('same')} in bytes without use",
+        f"control, plain torch.load: {wrong} of {flips} flips read as good with wrong bits, "
+        f"{raised} detected, {outcomes.count('same')} in bytes without use",
     )
 
 

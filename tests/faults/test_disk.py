@@ -133,6 +133,33 @@ def test_control_a_save_in_place_loses_what_it_overwrites(tmp_path):
         verify(folder)
 
 
+def test_the_disk_has_every_byte_before_its_name(tmp_path, monkeypatch):
+    """What no kill can show, for want of a power cut: the order of syncs and renames."""
+    planned = stopped_run(tmp_path)
+    save_next, losses = resumed(planned)
+    events, fsync, replace = [], os.fsync, Path.replace
+
+    def synced(descriptor):
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def renamed(self, target):
+        events.append((str(self), str(target)))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    assert save_next()
+    final = store_of(planned).folder / f"step-{len(losses):08d}"
+    temporary, number = final.with_suffix(".tmp"), events.index((f"{final}.tmp", str(final)))
+    assert set(events[: number - 2]) == {
+        str(temporary / path.name) for path in final.iterdir() if path.name != "manifest.json"
+    }
+    assert events[number - 2 : number] == [str(temporary / "manifest.json"), str(temporary)]
+    assert events[number + 1] == str(final.parent)
+    assert events[number + 2][0].endswith(f"step-{BEFORE:08d}"), "deleted last"
+
+
 def fail_from(monkeypatch, label, visit, error):
     faultpoints._visits.cache_clear()
     monkeypatch.setenv("FAULT_AT", f"{label}:{visit}:{error}")
@@ -339,7 +366,7 @@ def test_a_study_needs_room_for_what_runs_at_once(tmp_path, monkeypatch):
 
 def test_a_real_disk_that_is_too_small(small_disk):
     """The command on a file system of 2 MB; and where no file may be as large as a checkpoint."""
-    attempts = Attempts(make_planned(small_disk, *OPTIONS, ffw="dense"), None)
+    attempts = Attempts(make_planned(small_disk, *OPTIONS, ffw="dense"), whole("dense"))
     large = [*OPTIONS, "size=d64_l4", "budget=1e12", "data.max_epochs=10000"]
     ended = refused(attempts, options=large)
     assert " more needed" in ended.output
@@ -354,7 +381,6 @@ def refused(attempts, **how):
     ended = attempts.attempt(**how)
     assert ended.code == EXIT_USAGE, ended.output
     assert ended.output.count("error: ") == len(ended.output.splitlines()) == 1
-    assert ended.seconds < 5
     return ended
 
 

@@ -34,13 +34,13 @@ def test_killed_at_random_times(tmp_path, ffw):
     """F01."""
     rng, wanted = Random(f"F01 {ffw}"), count(2, 75)
     first = new(tmp_path / "first", ffw)
-    seconds = first.attempt().seconds
+    running = first.attempt().running
     kills, in_saves, runs, lost = 0, 0, 0, []
     while kills < wanted:
         attempts = new(tmp_path / str(runs), ffw)
         for _ in range(MANY):
-            when = rng.uniform(0.2, 1.0) * seconds
-            if attempts.attempt(signals=[[when, SIGKILL]]).code == 0:
+            kill = [rng.uniform(0, 0.8) * running, SIGKILL]
+            if attempts.attempt(signals=[kill], when_begun=rng.random() < 0.9).code == 0:
                 break
         assert attempts.finish() == []
         runs, kills, in_saves = runs + 1, kills + attempts.kills, in_saves + attempts.in_saves

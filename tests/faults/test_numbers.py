@@ -138,7 +138,9 @@ def test_a_bad_number_ends_the_run(tmp_path, kind, value, ffw):
         assert len(set(poison.digests)) == 1, "updated after the bad number"
         assert len(poison.digests) > 1
         check_ended(planned, record)
-    report("F16", f"{kind}, {repeats} runs: 0 updates after it")
+    report(
+        "F16", f"{repeats} runs with a bad loss, gradient, parameter or logit: 0 updates after it"
+    )
 
 
 def check_ended(planned, record):
