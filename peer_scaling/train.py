@@ -3,8 +3,8 @@
 Read the loop in `train`; one update is `step.py`, one batch `data.py`, the model `model.py`.
 """
 
+import sys
 import time
-import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -18,7 +18,13 @@ from peer_scaling.cli import run_command
 from peer_scaling.config import run_from
 from peer_scaling.data import TrainingBatches, Windows
 from peer_scaling.display import PLAN_COLUMNS, Progress, plan_row, result_line, table_text
-from peer_scaling.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED
+from peer_scaling.errors import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    traceback_text,
+    without_secrets,
+)
 from peer_scaling.estimate import Estimator
 from peer_scaling.history import Course, History
 from peer_scaling.launcher import LocalLauncher
@@ -62,7 +68,7 @@ def task(config: DictConfig) -> int:
     planned = check_run(run)
     if run.settings.dry_run:
         planned = plan_run(run, find_prepared(run.data))
-        record = find_record(planned.folder)
+        record = find_record(planned.closed_folder())
         state = record.status if record else "missing"
         row = plan_row(planned, state, Estimator().seconds(planned))
         print(table_text(PLAN_COLUMNS, [row]))
@@ -72,8 +78,12 @@ def task(config: DictConfig) -> int:
 
 
 def run_once(planned: PlannedRun) -> RunRecord:
-    """Train a run unless its record says that it has ended; the record in either case."""
-    earlier = find_record(planned.folder)
+    """Train a run unless its record says that it has ended; the record in either case.
+
+    Raises:
+        UserError: a link at or in the run's folder leads out of the folder of runs.
+    """
+    earlier = find_record(planned.closed_folder())
     if earlier and earlier.status in TERMINAL:
         print(f"{earlier.status} before, not trained again: {planned.folder / RECORD}")
         return earlier
@@ -165,9 +175,10 @@ def _attempt(planned: PlannedRun, attempts: int) -> RunRecord:
     except DivergedError as error:
         status, reason = "diverged", f"after step {course.step}: {error}"
     except Exception as error:  # whatever it is, the record says so and a study goes on
-        status, reason = "failed", f"{type(error).__name__}: {error}"
-        (planned.folder / "error.txt").write_text(traceback.format_exc())
-        traceback.print_exc()
+        status, reason = "failed", f"{type(error).__name__}: {without_secrets(str(error))}"
+        text = traceback_text(error)
+        (planned.folder / "error.txt").write_text(text)
+        print(text, end="", file=sys.stderr)
     except BaseException:  # interrupted: no record, the next start runs it again
         tracker.finish("interrupted", {})
         raise
