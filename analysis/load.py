@@ -25,6 +25,10 @@ LABELS = (
     "finished_at",
 )  # fmt: skip
 NEEDED = ("variant", "budget", "num_params_total", "tokens", "loss")
+MAX_LOSS = 700.0
+"""Nats: above it, the perplexity is no finite number."""
+MAX_VALUE = 1e60
+"""FLOPs, tokens, parameters: above it, products of them are no finite numbers."""
 CELL = ["variant", "size", "budget", "seed"]
 
 
@@ -93,7 +97,14 @@ def _own_reason(record: RunRecord) -> str | None:
     missing = [
         n for n in ("loss", "flops", "tokens", "num_params_total") if getattr(record, n) is None
     ]
-    return f"no {', '.join(missing)}" if missing else None
+    if missing:
+        return f"no {', '.join(missing)}"
+    names = ("budget", "flops", "tokens", "num_params_total", "loss")
+    values = {name: getattr(record, name) for name in names}
+    wrong = [f"{name}={value:g}" for name, value in values.items() if not 0 < value < MAX_VALUE]
+    if record.loss and record.loss > MAX_LOSS:
+        wrong.append(f"loss={record.loss:g}")
+    return f"impossible: {', '.join(wrong)}" if wrong else None
 
 
 def _other_protocol(frame: pd.DataFrame) -> None:

@@ -2,17 +2,18 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from peer_scaling.display import PLAN_COLUMNS, plan_row, seconds_text, table_text
+from peer_scaling.errors import UserError
 from peer_scaling.estimate import Estimator
 from peer_scaling.plan import Cell
+from peer_scaling.plan_file import PLAN_HEADER, read_plan
 from peer_scaling.planned import PlannedRun
 from peer_scaling.record import PLAN, RECORD, TERMINAL, RunRecord, budget_label
 from peer_scaling.run import Run
-
-PLAN_HEADER = ["run_id", "variant", "size", "budget", "seed", "flops", "epochs", "state", "reason"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,15 @@ def write_plan(cells: list[StudyCell], folder: Path, *, keep_missing: bool) -> P
 
     Cells of earlier launches stay in it if they have a record, and with `keep_missing` in any case:
     a launch of some seeds or variants does not make the others disappear.
+
+    Raises:
+        UserError: there is a folder of the plan's name.
     """
     path = folder / PLAN
-    kept = (r for r in _plan_rows(path) if keep_missing or (folder / r[0] / RECORD).exists())
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where the plan is to be written; remove it")
+    known, _ = read_plan(folder)
+    kept = (list(row.values()) for row in known if keep_missing or _has_record(folder, row))
     rows = {tuple(row[1:5]): row for row in kept}
     rows |= {tuple(row[1:5]): row for row in map(_plan_row, cells)}
     text = io.StringIO()
@@ -85,12 +92,8 @@ def write_plan(cells: list[StudyCell], folder: Path, *, keep_missing: bool) -> P
     return path
 
 
-def _plan_rows(path: Path) -> list[list[str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", errors="replace") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    return [row for row in rows if header == PLAN_HEADER and len(row) == len(PLAN_HEADER)]
+def _has_record(folder: Path, row: Mapping[str, str]) -> bool:
+    return (folder / row["run_id"] / RECORD).exists()
 
 
 def _plan_row(cell: StudyCell) -> list[str]:

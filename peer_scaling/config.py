@@ -6,19 +6,20 @@ nothing in a configuration names code.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 import peer_scaling.ffw
 from peer_scaling.checkpoint import CheckpointConfig
 from peer_scaling.data import DataConfig
-from peer_scaling.errors import UserError, first_line
+from peer_scaling.errors import UserError, first_line, shown
 from peer_scaling.evaluate import EvalConfig
 from peer_scaling.ffw.base import FFWConfig
 from peer_scaling.model import DecoderConfig
@@ -28,6 +29,12 @@ from peer_scaling.track import TrackerConfig
 
 NAMES = ("study", "variant", "runs_dir")
 SECTIONS = ("ffw", "size", "backbone", "data", "optim", "eval", "tracker", "checkpoint")
+MAX_REFERENCES = 20
+"""Interpolations in a configuration; ours have 7. Together they resolve to at most 3^(20/3) = 1,500
+values."""
+MAX_INT = 2**63
+MAX_KEY = 100
+"""Characters of an unknown key that is compared with the known ones."""
 
 
 def run_from(config: DictConfig) -> Run:
@@ -43,42 +50,110 @@ def plain_values(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain dictionaries with every interpolation resolved.
 
     Raises:
-        UserError: a value is missing or an interpolation does not resolve.
+        UserError: a value is missing, or an interpolation does not resolve or is refused
+            (`interpolation_problems`).
     """
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    try:
-        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(first_line(error)) from error
+    keys: list[Any] = [key for key in config if key != "hydra"]  # a file's may be numbers
+    own = OmegaConf.masked_copy(config, keys)
+    problems = interpolation_problems(OmegaConf.to_container(own, resolve=False))
+    problems = problems or list(_unresolved(own, ""))
+    if problems:
+        raise UserError(*problems)
+    values = OmegaConf.to_container(own, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def interpolation_problems(raw: object, path: str = "") -> list[str]:
+    """What interpolations in an unresolved configuration may not do, a line each.
+
+    They may refer to other keys, as `${ffw.name}`, and call no resolver, as `${oc.env:NAME}` is:
+    resolvers read the environment, whose secrets would end in records and logs, and make
+    configurations out of text. Every call has a colon in the text, whatever it is wrapped in.
+    Their number is limited, because each may double what those before it have made.
+    """
+    texts = [
+        (key, text) for key, text in leaves(raw, path) if isinstance(text, str) and "${" in text
+    ]
+    problems = [
+        f"{key}={shown(text)}: `${{...:...}}` calls a resolver; only references to other keys are "
+        f"resolved, as ${{ffw.name}}: write the value out"
+        for key, text in texts
+        if ":" in text.split("${", 1)[1]
+    ]
+    counts = Counter[str]()
+    for key, text in texts:
+        counts[key.split(".")[0]] += text.count("${")
+    if counts.total() > MAX_REFERENCES:
+        keys = ", ".join(key for key, _ in counts.most_common(3))
+        limit = f"above the limit of {MAX_REFERENCES}"
+        problems.append(f"{keys}, ...: {counts.total()} references to other keys, {limit}")
+    return problems
+
+
+def leaves(node: object, path: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything below a plain node that is no dictionary and no list."""
+    if isinstance(node, Mapping | list):
+        children = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, value in children:
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def _unresolved(node: Any, path: str) -> Iterator[str]:
+    """A line for each value of an OmegaConf container that is missing or refers to nothing."""
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    keys: Iterable[Any] = raw if isinstance(raw, dict) else range(len(raw))
+    for key in keys:
+        where = f"{path}{key}"
+        if OmegaConf.is_missing(node, key):
+            yield f"{where}: missing; give it a value"
+            continue
+        try:
+            value = node[key]
+        except (OmegaConfBaseException, RecursionError) as error:
+            yield f"{where}={shown(raw[key])}: {first_line(error)}"
+            continue
+        if isinstance(value, DictConfig | ListConfig) and not OmegaConf.is_interpolation(node, key):
+            yield from _unresolved(value, f"{where}.")
 
 
 def run_from_values(values: Mapping[str, Any]) -> Run:
     """The validated run that plain values describe; see `run_from`."""
     problems: list[str] = []
-    ffw_values = dict(values.get("ffw") or {})
-    ffw_name = str(ffw_values.pop("name", None))
+    sections = {name: _section(values, name, problems) for name in SECTIONS}
+    ffw_name = str(sections["ffw"].pop("name", None))
     ffw_class = _find_variant(ffw_name, problems)
-    decoder_values = {**(values.get("size") or {}), **(values.get("backbone") or {})}
     settings = {key: value for key, value in values.items() if key not in SECTIONS}
     # `study=2024` is a number to Hydra and a name to us.
-    settings |= {key: str(settings[key]) for key in NAMES if isinstance(settings.get(key), int)}
+    settings |= {k: str(settings[k]) for k in NAMES if type(settings.get(k)) is int}
+    decoder_path = {key: f"{name}." for name in ("size", "backbone") for key in sections[name]}
     bound = {
-        "settings": _bind(Settings, settings, "", problems),
-        "ffw": ffw_class and _bind(ffw_class, ffw_values, "ffw.", problems),
-        "decoder": _bind(DecoderConfig, decoder_values, "size/backbone.", problems),
-        "data": _bind(DataConfig, values.get("data") or {}, "data.", problems),
-        "optim": _bind(OptimConfig, values.get("optim") or {}, "optim.", problems),
-        "eval": _bind(EvalConfig, values.get("eval") or {}, "eval.", problems),
-        "tracker": _bind(TrackerConfig, values.get("tracker") or {}, "tracker.", problems),
-        "checkpoint": _bind(
-            CheckpointConfig, values.get("checkpoint") or {}, "checkpoint.", problems
+        "settings": bind(Settings, settings, "", problems, others=SECTIONS),
+        "ffw": ffw_class and bind(ffw_class, sections["ffw"], "ffw.", problems, others=("name",)),
+        "decoder": bind(
+            DecoderConfig, sections["size"] | sections["backbone"], decoder_path, problems
         ),
+        "data": bind(DataConfig, sections["data"], "data.", problems),
+        "optim": bind(OptimConfig, sections["optim"], "optim.", problems),
+        "eval": bind(EvalConfig, sections["eval"], "eval.", problems),
+        "tracker": bind(TrackerConfig, sections["tracker"], "tracker.", problems),
+        "checkpoint": bind(CheckpointConfig, sections["checkpoint"], "checkpoint.", problems),
     }
     if problems:
         raise UserError(*problems)
     return Run(ffw_name=ffw_name, **bound)  # pyright: ignore[reportArgumentType]
+
+
+def _section(values: Mapping[str, Any], name: str, problems: list[str]) -> dict[str, Any]:
+    section = values.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping):
+        problems.append(f"{name}={shown(section)}: must be a group of keys or one of its options")
+        return {}
+    return {str(key): value for key, value in section.items()}
 
 
 def variants() -> list[str]:
@@ -90,7 +165,8 @@ def variants() -> list[str]:
 def _find_variant(name: str, problems: list[str]) -> type[FFWConfig] | None:
     known = variants()
     if name not in known:
-        problems.append(f"ffw.name={name}: unknown variant; choose one of {', '.join(known)}")
+        choices = ", ".join(known)
+        problems.append(f"ffw.name={shown(name)}: unknown variant; choose one of {choices}")
         return None
     return _variant_class(name)
 
@@ -109,49 +185,90 @@ def _variant_class(name: str) -> type[FFWConfig] | None:
     return own[0] if own else None
 
 
-def _bind(cls: type, values: Mapping[str, Any], path: str, problems: list[str]) -> Any:
-    """An instance of a frozen dataclass from plain values; problems are added to the list."""
-    unknown = list(_unknown_keys(cls, values, path))
+def bind(
+    cls: type,
+    values: Mapping[str, Any],
+    path: str | Mapping[str, str],
+    problems: list[str],
+    others: Iterable[str] = (),
+) -> Any:
+    """An instance of a frozen dataclass from plain values; None if there are problems.
+
+    Args:
+        cls: the dataclass.
+        values: by the names of its fields.
+        path: what stands before a key in messages; a mapping if that is not the same for all.
+        problems: gets a line for each problem.
+        others: keys beside the dataclass's, that an unknown one may have been meant for.
+    """
+    before = len(problems)
+    problems += _refusals(cls, values, path, others)
     try:
         bound = TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
-        problems += unknown
         for details in error.errors():
             problems += _lines(path, dict(details))
-        return None
-    problems += unknown
-    return bound
+    else:
+        return bound if len(problems) == before else None
+    return None
 
 
-def _unknown_keys(cls: type, values: Mapping[str, Any], path: str) -> list[str]:
-    known = {field.name: hint for field, hint in _typed_fields(cls)}
-    problems = []
+def _refusals(
+    cls: type, values: Mapping[str, Any], path: str | Mapping[str, str], others: Iterable[str] = ()
+) -> Iterator[str]:
+    """A line for each key that does not exist, and each number that Python or pydantic would take
+    and a user cannot mean.
+    """
+    known = get_type_hints(cls)
     for key, value in values.items():
-        if key not in known:
-            problems.append(f"{path}{key}: no such key{suggestion(key, known)}")
-        elif is_dataclass(known[key]) and isinstance(value, Mapping):
-            problems += _unknown_keys(known[key], value, f"{path}{key}.")
-    return problems
+        where, hint = _where(path, key), known.get(key)
+        if hint is None:
+            names = [*known, *others]
+            yield f"{where}: no such key{suggestion(key, names) or '; use ' + ', '.join(names)}"
+        for part, inner in _parts(hint, value):
+            if isinstance(inner, bool) and _is_number(part):
+                yield f"{where}={shown(value)}: must be a number"
+            elif isinstance(inner, int) and not -MAX_INT <= inner < MAX_INT:
+                yield f"{where}={shown(value)} must be in [-2^63, 2^63)"
+            elif is_dataclass(part) and isinstance(inner, Mapping):
+                yield from _refusals(part, inner, f"{where}.")  # pyright: ignore[reportArgumentType]
+
+
+def _parts(hint: Any, value: Any) -> list[tuple[Any, Any]]:
+    """(type, value) of a field, or of the elements of one that is a tuple."""
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return [(get_args(hint)[0], element) for element in value]
+    return [(hint, value)]
+
+
+def _is_number(hint: Any) -> bool:
+    return bool({int, float} & {hint, *get_args(hint)}) and bool not in (hint, *get_args(hint))
 
 
 def suggestion(key: str, known: Mapping[str, Any] | list[str]) -> str:
     """`; did you mean ...?` with the nearest known key, or nothing."""
-    near = get_close_matches(key, list(known), n=1)
+    near = get_close_matches(key[:MAX_KEY], list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _typed_fields(cls: type) -> list[tuple[Any, Any]]:
-    hints = get_type_hints(cls)
-    return [(field, hints[field.name]) for field in fields(cls)]
+def _where(path: str | Mapping[str, str], key: str) -> str:
+    before = path if isinstance(path, str) else path.get(key, next(iter(path.values()), ""))
+    return before + shown(key)
 
 
-def _lines(path: str, details: dict[str, Any]) -> list[str]:
-    where = path + ".".join(str(part) for part in details["loc"])
+def _lines(path: str | Mapping[str, str], details: dict[str, Any]) -> list[str]:
+    first, *rest = [str(part) for part in details["loc"]] or [""]
+    where = ".".join([_where(path, first), *rest]) if first else ""
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "missing":
         return [f"{where}: missing"]
     if details["type"] == "value_error":
         # Raised by the dataclass itself, which names its fields and their values.
-        prefix = where if not where or where.endswith(".") else f"{where}."
-        return [prefix + problem for problem in message.splitlines()]
-    return [f"{where}={details['input']}: {message[0].lower()}{message[1:]}"]
+        return [_of_dataclass(path, where, problem) for problem in message.splitlines()]
+    return [f"{where}={shown(details['input'])}: {message[0].lower()}{message[1:]}"]
+
+
+def _of_dataclass(path: str | Mapping[str, str], where: str, problem: str) -> str:
+    """A problem that starts with a field's name, with the path to that field."""
+    name = problem.split("=")[0].split()[0]
+    return shown(f"{where}.{problem}" if where else _where(path, name) + problem[len(name) :])

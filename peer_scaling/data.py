@@ -9,15 +9,16 @@ Shape suffixes: B sequences, T time (context).
 """
 
 import hashlib
-import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from peer_scaling.documents import Split
 from peer_scaling.errors import UserError, check
+from peer_scaling.paths import inside
 from peer_scaling.tokenizer import TokenizerConfig
 
 ORDERS = ("shuffled", "stream")
@@ -79,28 +80,83 @@ class DataConfig:
         check(problems)
 
 
+_DAMAGED = "damaged; delete {}, it is prepared again"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tokens."""
+
+    file: str
+    split: Split
+    tokens: NonNegativeInt
+    bytes: NonNegativeInt
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """What a split holds."""
+
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    bytes: NonNegativeInt
+    """UTF-8 bytes of its text; 0 for synthetic data."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Sizes of both splits."""
+
+    train: SplitSize
+    validation: SplitSize
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds; it is read from disk and may come from anywhere."""
+
+    spec: dict[str, Any]
+    """What the corpus was made from."""
+    tokenizer_sha256: str
+    dtype: Literal["uint16", "uint32"]
+    splits: Splits
+    shards: list[Shard]
+    entropy_nats: float | None = None
+    """`synthetic`: entropy rate of the source."""
+    eod: int | None = None
+    """The token that ends documents."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A prepared corpus: what its manifest says, and where it is."""
 
     folder: Path
     manifest: dict[str, Any] = field(repr=False)
+    """A `Manifest` as plain values."""
 
     @staticmethod
     def load(folder: Path) -> "Corpus":
         """Read a folder that `prepare` wrote.
 
         Raises:
-            UserError: no corpus there, or a shard is missing or has another size than recorded.
+            UserError: no corpus there, its manifest or table of documents is none, or a shard is
+                missing, lies elsewhere, or has another size than recorded.
         """
-        path = folder / MANIFEST
+        path = inside(folder, MANIFEST)
         if not path.is_file():
             raise UserError(f"{folder}: no {MANIFEST}; delete the folder, it is prepared again")
-        corpus = Corpus(folder, json.loads(path.read_text()))
-        for shard in corpus.manifest["shards"]:
-            file = folder / shard["file"]
-            if not file.is_file() or file.stat().st_size != shard["bytes"]:
-                raise UserError(f"{file}: damaged; delete {folder}, it is prepared again")
+        try:
+            manifest = TypeAdapter(Manifest).validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise UserError(f"{path}: {_DAMAGED.format(folder)}") from error
+        for shard in manifest.shards:
+            file = inside(folder, shard.file)
+            if not file.is_file() or file.stat().st_size != shard.bytes:
+                raise UserError(f"{file}: {_DAMAGED.format(folder)}")
+        corpus = Corpus(folder, asdict(manifest))
+        corpus.validation_bytes(0)
         return corpus
 
     def num_tokens(self, split: Split) -> int:
@@ -114,7 +170,16 @@ class Corpus:
         """
         if not self.manifest["splits"]["validation"]["bytes"]:
             return None
-        ends_N2 = np.load(self.folder / DOCUMENT_ENDS, allow_pickle=False)
+        path = inside(self.folder, DOCUMENT_ENDS)
+        if not path.is_file():
+            raise UserError(f"{path}: {_DAMAGED.format(self.folder)}")
+        try:
+            with path.open("rb") as file:
+                ends_N2 = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {_DAMAGED.format(self.folder)}") from error
+        if ends_N2.ndim != 2 or ends_N2.shape[1:] != (2,) or ends_N2.dtype != np.int64:
+            raise UserError(f"{path}: {_DAMAGED.format(self.folder)}")
         return float(np.interp(num_tokens, [0, *ends_N2[:, 0]], [0, *ends_N2[:, 1]]))
 
     def fingerprint(self, order: str) -> str:

@@ -1,4 +1,10 @@
-"""Errors that a user can cause, and the exit codes of the commands."""
+"""Errors that a user can cause, the text of others' errors, and the exit codes of the commands."""
+
+import netrc
+import os
+import re
+import traceback
+from contextlib import suppress
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -29,9 +35,47 @@ class StudyIncompleteError(UserError):
     exit_code = EXIT_FAILED
 
 
+SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASS|PASSWD|PASSWORD|CREDENTIALS?)(_ID)?$", re.I)
+"""Ends of the names of environment variables whose values must not be written anywhere."""
+MIN_SECRET_LENGTH = 6
+"""Shorter values are no secrets, and would be found in texts that have nothing to do with them."""
+MAX_SHOWN = 300
+"""Characters of somebody else's text that a one-line message has room for."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception of somebody else's says, as far as a one-line message has room for it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
+    return shown(lines[0])
+
+
+def shown(value: object) -> str:
+    """A value for a one-line message: on one line, and cut where it is long."""
+    text = str(value)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback of an exception for the screen or a file, without secrets."""
+    return without_secrets("".join(traceback.format_exception(error)))
+
+
+def without_secrets(text: str) -> str:
+    """`text` with `***` for the values of secret environment variables and netrc's passwords.
+
+    For texts that are not ours: an exception may quote a request, or the whole environment.
+    """
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets() -> set[str]:
+    values = {value for name, value in os.environ.items() if SECRET_NAMES.search(name)}
+    with suppress(OSError, netrc.NetrcParseError):
+        values |= {password or "" for _, _, password in netrc.netrc().hosts.values()}
+    return {value for value in values if len(value) >= MIN_SECRET_LENGTH}
 
 
 def check(problems: list[str]) -> None:

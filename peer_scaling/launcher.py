@@ -38,7 +38,8 @@ class LocalLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra before `launch`."""
-        if self._workers is not None and not 0 < self._workers < MAX_WORKERS:
+        workers = 1 if self._workers is None else self._workers
+        if type(workers) is not int or not 0 < workers < MAX_WORKERS:
             raise UserError(f"hydra.launcher.workers={self._workers} must be in 1 to {MAX_WORKERS}")
         self._config, self._task = config, task_function
         self._job = LocalJob(hydra_context, task_function, config)

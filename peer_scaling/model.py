@@ -9,6 +9,7 @@ Shape suffixes: B batch, T time, D model width, A width of one head, V vocabular
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +53,9 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         positive = ("d_model", "num_layers", "num_heads", "rotary_base")
         problems = [
-            f"{n}={getattr(self, n)} must be positive" for n in positive if getattr(self, n) <= 0
+            f"{n}={getattr(self, n)} must be positive"
+            for n in positive
+            if not 0 < getattr(self, n) < inf
         ]
         if not problems and self.d_model % self.num_heads:
             problems.append(f"num_heads={self.num_heads} does not divide d_model={self.d_model}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from peer_scaling.cost import Cost
-from peer_scaling.errors import UserError, check
+from peer_scaling.errors import UserError, check, shown
+from peer_scaling.paths import NAME, NAME_RULE
 from peer_scaling.record import budget_label
 
 T = TypeVar("T", int, float)
@@ -90,11 +91,18 @@ class Study:
             if not getattr(self, name):
                 problems.append(f"{name} is empty")
         budgets = [rung.budget for rung in self.ladder]
+        sizes = [size for rung in self.ladder for size in rung.sizes]
         problems += _repeated("budget", [budget_label(b) for b in budgets])
         problems += [
             f"budget {budget_label(r.budget)} has no sizes" for r in self.ladder if not r.sizes
         ]
         problems += _repeated("seed", self.seeds)
+        problems += [
+            f"{what} {shown(repr(name))} must be a name: {NAME_RULE}"
+            for what, names in (("size", sizes), ("variant", self.variants))
+            for name in dict.fromkeys(names)
+            if not NAME.fullmatch(name)
+        ]
         for rung in self.ladder:
             problems += _repeated(f"size at budget {budget_label(rung.budget)}", rung.sizes)
         check(problems)

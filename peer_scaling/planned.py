@@ -9,6 +9,7 @@ from typing import Any
 from peer_scaling.cost import Cost, flops_by_convention, training_flops_by_component
 from peer_scaling.data import Corpus, Windows
 from peer_scaling.evaluate import num_batches
+from peer_scaling.paths import closed_folder
 from peer_scaling.plan import InfeasibleError, Plan, make_plan
 from peer_scaling.record import RunRecord, budget_label
 from peer_scaling.run import Run
@@ -43,6 +44,15 @@ class PlannedRun:
     def folder(self) -> Path:
         """Folder of the run."""
         return self.run.study_folder / self.run_id
+
+    def closed_folder(self) -> Path:
+        """Folder of the run, if no link at or in it leads out of the folder of runs.
+
+        Raises:
+            UserError: one does.
+        """
+        settings = self.run.settings
+        return closed_folder(Path(settings.runs_dir), settings.study, self.run_id)
 
     def record_fields(self) -> dict[str, Any]:
         """The fields of the run's record that the plan determines."""

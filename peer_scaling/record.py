@@ -6,6 +6,7 @@ between training and `analysis`. Loss is nats per token; FLOPs are training FLOP
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -126,9 +127,11 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         RecordError: the file is not JSON, not a record, or of a newer schema.
     """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise RecordError(f"{path}: a link or no regular file; a record is a file of its own")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
         raise RecordError(f"{path}: not a run record (no `schema`)")
@@ -136,7 +139,7 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(f"{path}: schema {values['schema']} is newer than {SCHEMA}; update")
     hints = get_type_hints(RunRecord)
     own = {name: value for name, value in values.items() if name in hints}
-    wrong = [f"{name}={own[name]!r}" for name in own if not _fits(own[name], hints[name])]
+    wrong = [f"{name}={own[name]!r:.100}" for name in own if not _fits(own[name], hints[name])]
     if wrong:
         raise RecordError(f"{path}: not what a record holds: {', '.join(wrong)}")
     try:
@@ -170,8 +173,10 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _is_a(value: object, kind: type) -> bool:
-    if kind in (int, float):
-        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if isinstance(value, int | float) and kind in (int, float):
+        # False for NaN; an int may be too large for a float.
+        limit = sys.float_info.max
+        return not isinstance(value, bool) and -limit <= value <= limit
     return isinstance(value, kind)
 
 

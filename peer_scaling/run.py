@@ -13,6 +13,7 @@ from peer_scaling.ffw.base import FFWConfig
 from peer_scaling.kernels.dispatch import BACKENDS
 from peer_scaling.model import Decoder, DecoderConfig, build_model, model_cost
 from peer_scaling.optim import OptimConfig, peak_lr
+from peer_scaling.paths import NAME, NAME_RULE
 from peer_scaling.track import TrackerConfig
 
 PRECISIONS = ("float32", "bfloat16")
@@ -71,8 +72,12 @@ class Settings:
             problems.append(f"precision={self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
         if self.progress not in ("auto", "bar", "lines", "off"):
             problems.append(f"progress={self.progress!r} is unknown; use auto, bar, lines, off")
-        if not self.study or set(self.study) & set("/\\\0\n") or self.study.startswith("."):
-            problems.append(f"study={self.study!r} must be the name of a folder")
+        if not NAME.fullmatch(self.study):
+            problems.append(f"study={self.study!r} must be the name of a folder: {NAME_RULE}")
+        if self.variant and not NAME.fullmatch(self.variant):
+            problems.append(f"variant={self.variant!r} must be a label: {NAME_RULE}")
+        if not self.runs_dir or not self.runs_dir.isprintable():
+            problems.append(f"runs_dir={self.runs_dir!r} must be the path of a folder")
         check(problems)
 
 

@@ -1,7 +1,6 @@
 """The command `peer-status`: how far a study is, from its folder alone."""
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -10,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
+from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, shown
+from peer_scaling.plan_file import read_plan
 from peer_scaling.record import (
     HISTORY,
     PLAN,
@@ -36,6 +36,13 @@ class StudyStatus:
     """Computing time for them at the mean speed of the study's runs; None if none is done."""
     problems: tuple[str, ...]
     """Cells that did not end as `done`, with their reasons."""
+    plan_problems: tuple[str, ...]
+    """Lines of the plan that are no cells: nothing is known of what they stood for."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell has a final result."""
+        return not self.flops_left and not self.plan_problems
 
 
 def study_status(folder: Path) -> StudyStatus:
@@ -44,8 +51,9 @@ def study_status(folder: Path) -> StudyStatus:
     Raises:
         FileNotFoundError: the folder holds no plan: no study was started there.
     """
-    with (folder / PLAN).open(newline="", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("run_id") and "flops" in row]
+    if not (folder / PLAN).is_file():
+        raise FileNotFoundError(folder / PLAN)
+    rows, plan_problems = read_plan(folder)
     records = {row["run_id"]: find_record(folder / row["run_id"]) for row in rows}
     states = {row["run_id"]: _state(folder / row["run_id"], records[row["run_id"]]) for row in rows}
     open_states = ("running", "interrupted", "missing", "failed")
@@ -53,7 +61,7 @@ def study_status(folder: Path) -> StudyStatus:
     done = [record for record in records.values() if record and record.status == "done"]
     speeds = [record.flops_per_second for record in done if record.flops_per_second]
     problems = [
-        f"{name}: {record.status}: {record.reason}"
+        f"{name}: {record.status}: {shown(record.reason)}"
         for name, record in records.items()
         if record and record.status != "done"
     ]
@@ -63,6 +71,7 @@ def study_status(folder: Path) -> StudyStatus:
         flops_left=flops,
         seconds_left=flops * len(speeds) / sum(speeds) if speeds else None,
         problems=tuple(problems),
+        plan_problems=tuple(plan_problems),
     )
 
 
@@ -81,7 +90,7 @@ def main() -> None:
         )
         sys.exit(EXIT_USAGE)
     print(json.dumps(asdict(status)) if arguments.json else _text(status))
-    sys.exit(EXIT_DONE if not status.flops_left else EXIT_FAILED)
+    sys.exit(EXIT_DONE if status.complete else EXIT_FAILED)
 
 
 def _state(folder: Path, record: RunRecord | None) -> str:
@@ -103,7 +112,7 @@ def _text(status: StudyStatus) -> str:
             "" if status.seconds_left is None else f", {status.seconds_left / 60:.1f} core minutes"
         )
         lines.append(f"{budget_label(float(f'{status.flops_left:.3g}'))} FLOPs to go{hours}")
-    return "\n".join([*lines, *status.problems])
+    return "\n".join([*lines, *status.plan_problems, *status.problems])
 
 
 def _parser() -> argparse.ArgumentParser:

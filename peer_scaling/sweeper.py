@@ -8,23 +8,34 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from peer_scaling.cells import StudyCell, plan_text, summary_line, write_plan
 from peer_scaling.cli import CommandTask
-from peer_scaling.config import run_from
+from peer_scaling.config import bind, run_from
 from peer_scaling.data import Corpus, DataConfig
-from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, StudyIncompleteError, UserError
-from peer_scaling.plan import Cell, InfeasibleError, Rung, Study, enumerate_cells, restrict
+from peer_scaling.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    StudyIncompleteError,
+    UserError,
+    first_line,
+)
+from peer_scaling.explain import explain
+from peer_scaling.paths import closed_folder
+from peer_scaling.plan import Cell, InfeasibleError, Study, enumerate_cells, restrict
 from peer_scaling.planned import infeasible_record, plan_run
 from peer_scaling.preflight import check_disk, check_machine, problems_of
 from peer_scaling.prepare import find_prepared, prepare
@@ -38,18 +49,18 @@ AXES = ("variant", "ffw", "size", "budget", "seed")
 class IsoflopSweeper(Sweeper):
     """Hydra plugin: enumerates a study's cells, skips what is done, launches the rest."""
 
-    def __init__(
-        self,
-        ladder: Sequence[Mapping[str, Any]],
-        variants: Mapping[str, Mapping[str, Any] | None],
-        seeds: Sequence[int] = (0,),
-    ) -> None:
-        self._study = _study(ladder, variants, seeds)
+    def __init__(self, **study: Any) -> None:
+        self._values = study
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by Hydra before `sweep`."""
+        """Called by Hydra before `sweep`.
+
+        Raises:
+            UserError: the study is not one.
+        """
+        self._study = _study(self._values)
         self._config, self._loader = config, hydra_context.config_loader
         self._task = task_function
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
@@ -71,6 +82,7 @@ class IsoflopSweeper(Sweeper):
         cells = enumerate_cells(restrict(self._study, axes))
         runs = self._runs(cells, fixed)
         settings = runs[0].settings
+        closed_folder(Path(settings.runs_dir), settings.study)
         corpora = _corpora(runs, may_stream=not settings.dry_run)
         planned = [_plan(c, r, corpora[r.data]) for c, r in zip(cells, runs, strict=True)]
         _refuse_twins(planned)
@@ -92,14 +104,21 @@ class IsoflopSweeper(Sweeper):
         composed: dict[tuple[str, str], DictConfig] = {}
         runs: list[Run] = []
         problems: list[str] = []
+        refused: dict[str, tuple[Exception, list[str]]] = {}
         for cell in cells:
             model = (cell.variant, cell.size)
             if model not in composed:
                 own = [*cell.overrides(), *fixed]
-                composed[model] = self._loader.load_sweep_config(self._config, own)
+                try:
+                    composed[model] = self._loader.load_sweep_config(self._config, own)
+                except (HydraException, OmegaConfBaseException) as error:
+                    refused.setdefault(str(error), (error, own))
+                    continue
             config = composed[model]
             config.budget, config.seed = cell.budget, cell.seed
             problems += problems_of(lambda config=config: runs.append(run_from(config)))
+        for error, own in refused.values():
+            problems += self._explain(error, own)
         problems += check_machine(runs)
         if problems:
             raise UserError(*dict.fromkeys(problems))
@@ -111,6 +130,12 @@ class IsoflopSweeper(Sweeper):
         together = launcher.get("workers") or launcher.get("array_parallelism") or os.cpu_count()
         if missing:
             check_disk(missing, int(together or 1))
+
+    def _explain(self, error: Exception, overrides: list[str]) -> list[str]:
+        """What Hydra did not accept of a cell."""
+        name = self._config.hydra.job.config_name
+        own = [*self._config.hydra.overrides.hydra, *overrides]
+        return explain(error, self._loader, name, own)
 
     def _launch(self, missing: list[StudyCell], fixed: list[str]) -> list[int]:
         if not missing:
@@ -218,7 +243,7 @@ def _check_results(cells: list[StudyCell], returns: Sequence[JobReturn], study: 
         cause = f"{record.status}: {record.reason}" if record else "ended without a record"
         if not record and job.status is JobStatus.FAILED:
             error = job._return_value  # asking for `return_value` would raise it
-            cause += f" ({type(error).__name__}: {error})"
+            cause += f" ({type(error).__name__}: {first_line(error)})"
         problems.append(
             f"{cell.planned.run_id} {cause}; again with: {study} {' '.join(cell.cell.axes())}"
         )
@@ -226,13 +251,19 @@ def _check_results(cells: list[StudyCell], returns: Sequence[JobReturn], study: 
         raise StudyIncompleteError(*problems)
 
 
-def _study(
-    ladder: Sequence[Mapping[str, Any]],
-    variants: Mapping[str, Mapping[str, Any] | None],
-    seeds: Sequence[int],
-) -> Study:
-    rungs = tuple(Rung(float(rung["budget"]), tuple(rung["sizes"])) for rung in ladder)
-    try:
-        return Study(rungs, {v: dict(s or {}) for v, s in variants.items()}, tuple(seeds))
-    except ValueError as error:
-        raise UserError(*(f"hydra.sweeper: {line}" for line in str(error).splitlines())) from error
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _study(values: Mapping[str, Any]) -> Study:
+    """The study that `hydra.sweeper` describes: a variant without settings may be null there."""
+    problems: list[str] = []
+    values = {name: _plain(value) for name, value in values.items()}
+    variants = values.get("variants")
+    if isinstance(variants, Mapping):
+        own = {str(label): {} if given is None else given for label, given in variants.items()}
+        values = {**values, "variants": own}
+    study = bind(Study, values, "hydra.sweeper.", problems)
+    if problems:
+        raise UserError(*problems)
+    return study

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from peer_scaling.errors import first_line
+from peer_scaling.errors import check, first_line
+from peer_scaling.paths import NAME, NAME_RULE
 
 KINDS = ("wandb", "off")
 WANDB_HOST = "api.wandb.ai"
@@ -31,10 +32,16 @@ class TrackerConfig:
     `offline`. WANDB_MODE beats it."""
 
     def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)!r} must be a name: {NAME_RULE}"
+            for name in ("project", "entity")
+            if getattr(self, name) is not None and not NAME.fullmatch(getattr(self, name))
+        ]
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
+            problems.append(f"kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
         if self.mode not in ("auto", "online", "offline"):
-            raise ValueError(f"mode={self.mode!r} is unknown; choose auto, online, offline")
+            problems.append(f"mode={self.mode!r} is unknown; choose auto, online, offline")
+        check(problems)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ The training loop is in `loop.py`, one update in `step.py`, one batch in `data.p
 `model.py`.
 """
 
+import sys
 import time
-import traceback
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +23,8 @@ from peer_scaling.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_OUT_OF_MEMORY,
+    traceback_text,
+    without_secrets,
 )
 from peer_scaling.estimate import Estimator
 from peer_scaling.history import Course
@@ -56,7 +58,7 @@ def task(config: DictConfig) -> int:
     planned = check_run(run)
     if run.settings.dry_run:
         planned = plan_run(run, find_prepared(run.data))
-        record = find_record(planned.folder)
+        record = find_record(planned.closed_folder())
         state = record.status if record else "missing"
         row = plan_row(planned, state, Estimator().seconds(planned))
         print(table_text(PLAN_COLUMNS, [row]))
@@ -76,9 +78,10 @@ def run_once(planned: PlannedRun) -> RunRecord:
 
     Raises:
         StoppedError: a signal stopped it, and it is saved as far as it got.
-        UserError: the disk has no room for its checkpoints; nothing was started.
+        UserError: the disk has no room for its checkpoints, or a link at or in the run's folder
+            leads out of the folder of runs; nothing was started.
     """
-    earlier = find_record(planned.folder)
+    earlier = find_record(planned.closed_folder())
     if earlier and earlier.status in TERMINAL:
         print(f"{earlier.status} before, not trained again: {planned.folder / RECORD}")
         remove_checkpoints(planned.folder)
@@ -113,10 +116,11 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
     except DivergedError as error:
         status, reason = "diverged", f"after step {course.step}: {error}"
     except Exception as error:  # whatever it is, the record says so and a study goes on
-        status, reason, failure = "failed", f"{type(error).__name__}: {error}", _failure(error)
-        traceback.print_exc()
+        reason = f"{type(error).__name__}: {without_secrets(str(error))}"
+        status, failure, text = "failed", _failure(error), traceback_text(error)
+        print(text, end="", file=sys.stderr)
         with suppress(OSError):  # a full disk, which the next lines say
-            (planned.folder / "error.txt").write_text(traceback.format_exc())
+            (planned.folder / "error.txt").write_text(text)
     except BaseException:  # stopped: no record, the next start continues
         tracker.finish("interrupted", {})
         raise

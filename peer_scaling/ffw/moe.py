@@ -14,7 +14,7 @@ by expert.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 
 import torch
 from torch import Tensor
@@ -59,8 +59,10 @@ class MoE(FFWConfig):
         problems += [
             f"{name}={getattr(self, name)} must be positive"
             for name in ("num_experts", "capacity_factor", "top_k", "ratio")
-            if getattr(self, name) <= 0
+            if not getattr(self, name) > 0
         ]
+        if not isfinite(self.balance_loss):
+            problems.append(f"balance_loss={self.balance_loss} must be a number")
         if self.router not in ROUTERS:
             problems.append(f"router={self.router!r} is unknown; use {' or '.join(ROUTERS)}")
         for name in ("capacity_factor", "top_k"):

@@ -6,7 +6,7 @@ S sub-keys per half (S * S = N keys), C width of a half key, K experts kept per 
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from math import isqrt
+from math import inf, isqrt
 from typing import NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ class ProductKeyConfig(FFWConfig):
         problems = [
             f"{name}={getattr(self, name)} must be positive"
             for name in ("num_experts", "num_heads", "experts_per_head", "table_lr_multiplier")
-            if getattr(self, name) <= 0
+            if not 0 < getattr(self, name) < inf
         ]
         root = isqrt(max(self.num_experts, 0))
         if root**2 != self.num_experts:
