@@ -27,6 +27,8 @@ from peer_scaling.run import Run, Settings
 from peer_scaling.track import TrackerConfig
 
 NAMES = ("study", "variant", "runs_dir")
+UNION_BRANCHES = ("int", "literal['auto']")
+"""What pydantic appends to the place of a value that fits no type of a union."""
 SECTIONS = ("ffw", "size", "backbone", "data", "optim", "eval", "tracker", "checkpoint")
 
 
@@ -146,7 +148,7 @@ def _typed_fields(cls: type) -> list[tuple[Any, Any]]:
 
 
 def _lines(path: str, details: dict[str, Any]) -> list[str]:
-    where = path + ".".join(str(part) for part in details["loc"])
+    where = path + ".".join(str(p) for p in details["loc"] if p not in UNION_BRANCHES)
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "missing":
         return [f"{where}: missing"]

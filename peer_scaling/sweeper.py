@@ -26,7 +26,7 @@ from peer_scaling.data import Corpus, DataConfig
 from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, StudyIncompleteError, UserError
 from peer_scaling.plan import Cell, InfeasibleError, Rung, Study, enumerate_cells, restrict
 from peer_scaling.planned import infeasible_record, plan_run
-from peer_scaling.preflight import check_disk, check_machine, problems_of
+from peer_scaling.preflight import check_disk, check_machine, check_micro_batch, problems_of
 from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.publish import write_record
 from peer_scaling.record import RECORD, TERMINAL, find_record
@@ -100,7 +100,7 @@ class IsoflopSweeper(Sweeper):
             config = composed[model]
             config.budget, config.seed = cell.budget, cell.seed
             problems += problems_of(lambda config=config: runs.append(run_from(config)))
-        problems += check_machine(runs)
+        problems += [*check_machine(runs), *check_micro_batch(runs)]
         if problems:
             raise UserError(*dict.fromkeys(problems))
         return runs

@@ -6,12 +6,13 @@ The training loop is in `loop.py`, one update in `step.py`, one batch in `data.p
 
 import time
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from omegaconf import DictConfig
 
-from peer_scaling import machine
+from peer_scaling import machine, memory
 from peer_scaling.checkpoint import remove_checkpoints
 from peer_scaling.cli import run_command
 from peer_scaling.config import run_from
@@ -28,7 +29,7 @@ from peer_scaling.launcher import LocalLauncher
 from peer_scaling.loop import train
 from peer_scaling.machine import is_out_of_memory
 from peer_scaling.planned import PlannedRun, plan_run
-from peer_scaling.preflight import check_disk, check_run
+from peer_scaling.preflight import check_disk, check_memory, check_run
 from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.publish import write_record
 from peer_scaling.record import RECORD, TERMINAL, RunRecord, budget_label, find_record
@@ -59,7 +60,8 @@ def task(config: DictConfig) -> int:
         row = plan_row(planned, state, Estimator().seconds(planned))
         print(table_text(PLAN_COLUMNS, [row]))
         return EXIT_DONE
-    return exit_code(run_once(plan_run(run, prepare(run.data, planned.plan.tokens))))
+    check_memory(planned)
+    return exit_code(run_once(memory.settled(run, prepare(run.data, planned.plan.tokens))))
 
 
 def exit_code(record: RunRecord) -> int:
@@ -85,6 +87,8 @@ def run_once(planned: PlannedRun) -> RunRecord:
     with StopFlag() as stop:
         try:
             record = _attempt(planned, 1 + (earlier.attempts if earlier else 0), stop)
+            if record.failure == "out_of_memory" and (run := memory.smaller(planned.run)):
+                record = _attempt_smaller(replace(planned, run=run), record, stop)
         except StoppedError:
             stop.chain()
             raise
@@ -114,6 +118,7 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
         status, reason, failure = "failed", f"{type(error).__name__}: {error}", _failure(error)
         (planned.folder / "error.txt").write_text(traceback.format_exc())
         traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)  # they hold the model
     except BaseException:  # stopped: no record, the next start continues
         tracker.finish("interrupted", {})
         raise
@@ -129,6 +134,21 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
     write_record(record, planned.folder)
     tracker.finish(status, {"loss": record.loss, "perplexity": record.perplexity})
     return record
+
+
+def _attempt_smaller(planned: PlannedRun, failed: RunRecord, stop: StopFlag) -> RunRecord:
+    """Once more after an attempt ran out of memory, with a smaller micro-batch.
+
+    From the newest checkpoint or from step 0, never from what is in memory: the optimiser may have
+    updated some parameters and not the others, and gradients may hold part of a batch.
+    """
+    machine.release_memory()
+    print(
+        f"{planned.run_id}: out of memory after step {failed.last_step}; once more, with "
+        f"micro_batch={planned.run.forward_sequences}",
+        flush=True,
+    )
+    return _attempt(planned, failed.attempts + 1, stop)
 
 
 def _failure(error: Exception) -> str:
