@@ -32,6 +32,8 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 HISTORY = "history.jsonl"
+FORWARD_SEQUENCES = "forward_sequences"
+"""In a snapshot's `state`: what the run was trained with; `micro_batch=auto` takes it again."""
 FORMAT = 1
 """Raised when older code cannot read what newer code writes."""
 

@@ -28,6 +28,8 @@ from peer_scaling.run import Run, Settings
 from peer_scaling.track import TrackerConfig
 
 NAMES = ("study", "variant", "runs_dir")
+UNION_BRANCHES = ("int", "literal['auto']")
+"""What pydantic appends to the place of a value that fits no type of a union."""
 SECTIONS = ("ffw", "size", "backbone", "data", "optim", "eval", "tracker", "checkpoint")
 MAX_REFERENCES = 20
 """Interpolations in a configuration; ours have 7. Together they resolve to at most 3^(20/3) = 1,500
@@ -257,7 +259,8 @@ def _where(path: str | Mapping[str, str], key: str) -> str:
 
 
 def _lines(path: str | Mapping[str, str], details: dict[str, Any]) -> list[str]:
-    first, *rest = [str(part) for part in details["loc"]] or [""]
+    parts = [str(part) for part in details["loc"] if part not in UNION_BRANCHES]
+    first, *rest = parts or [""]
     where = ".".join([_where(path, first), *rest]) if first else ""
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "missing":

@@ -21,8 +21,7 @@ class EvalConfig:
 
     tokens: int = 131_072
     """Validation tokens to predict, from the start of the split; fewer if it holds fewer. Rounded
-    down to whole batches of the training shape, because expert choice routes a batch as one
-    group."""
+    down to whole batches of a training step, which expert choice routes as it does in training."""
     every: float = 0.0
     """Evaluate after each such fraction of the run too; 0 means at the end only."""
 

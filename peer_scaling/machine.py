@@ -1,12 +1,15 @@
-"""Facts of the machine that a record holds, and how fast it is at its best."""
+"""Facts of the machine: what a record holds of it, its memory, and how fast it is at its best."""
 
+import ctypes
+import errno
+import gc
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,12 @@ from peer_scaling.paths import PACKAGE
 _STATUS = Path("/proc/self/status")
 _MEMORY = Path("/proc/meminfo")
 _CLEAR = Path("/proc/self/clear_refs")
+_CGROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""By controller, which version 2 does not name: limit, use, and the part of it that is cache."""
+_OUT_OF_MEMORY = ("allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -59,29 +68,79 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory since the reset: of the device on a GPU, of the process otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if (peak := _status_bytes("VmHWM")) is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_in_use(device: torch.device) -> int:
+    """Memory now: of the device on a GPU, of the process otherwise; 0 where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _status_bytes("VmRSS") or 0
+
+
+def release_memory() -> None:
+    """Give the system back what nothing refers to any more, and what allocators keep of it."""
+    gc.collect()  # a model and an error inside it refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = sys.platform == "linux" and getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if trim:
+        trim(0)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. By type, but for PyTorch's CPU allocator, which raises a bare
-    RuntimeError and can be known by its message only.
+    """Whether an allocation failed. By type, but for what PyTorch raises as a bare RuntimeError:
+    its CPU allocator's and cuBLAS's failures can be known by their messages only.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return type(error) is RuntimeError and "allocate memory" in str(error)
+    if isinstance(error, torch.AcceleratorError):  # of CUDA itself, past PyTorch's allocator
+        return "out of memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return type(error) is RuntimeError and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-def available_bytes() -> int | None:
-    """Memory that the system can give without swapping; None where it does not say."""
-    if not _MEMORY.exists():
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that this process can still get on a device; None where the system does not say.
+
+    On a GPU, what is free there and what PyTorch holds unused. Otherwise what the system can give
+    without swapping, or what a control group leaves if that is less.
+    """
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    if device.type != "cpu" or not _MEMORY.exists():
         return None
     lines = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024  # kB
+    return min([int(lines["MemAvailable"].split()[0]) * 1024, *cgroup_bytes()])  # kB
+
+
+def cgroup_bytes(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Memory that is left in each control group of this process that has a limit, version 1 or 2.
+
+    Files that were read count as use, but are dropped when the memory is needed.
+    """
+    if not groups.exists():
+        return
+    for line in groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in _CGROUP_FILES:
+            continue
+        limit_name, use_name, cache_name = _CGROUP_FILES[controllers]
+        top = root / controllers
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents[: len(own.parts) - len(top.parts)]):
+            limit = folder / limit_name
+            if limit.exists() and (text := limit.read_text().strip()) != "max":
+                stat = dict(s.split() for s in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / use_name).read_text()) - int(stat.get(cache_name, 0))
+                yield max(0, int(text) - used)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -101,6 +160,14 @@ def copy_peak(device: torch.device) -> float:
     a = torch.ones(2**26, device=device)
     b = torch.empty_like(a)
     return 2 * a.numel() * a.element_size() / _fastest(lambda: b.copy_(a), device)
+
+
+def _status_bytes(name: str) -> int | None:
+    """A line of /proc/self/status; None where there is none."""
+    if not _STATUS.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024 if name in lines else None  # kB
 
 
 def _fastest(call: Callable[[], object], device: torch.device) -> float:

@@ -135,11 +135,10 @@ def _epochs(run: Run, plan: Plan, corpus: Corpus) -> float:
 
 def _check_validation(run: Run, corpus: Corpus) -> None:
     windows = Windows(corpus, "validation", run.data.context)
-    if not num_batches(run.eval, windows, run.forward_sequences):
+    if not num_batches(run.eval, windows, run.settings.batch_size):
         raise InfeasibleError(
             f"eval.tokens={run.eval.tokens} and {len(windows)} validation sequences leave no "
-            f"whole batch of {run.forward_sequences}: use a smaller batch_size or micro_batch, or "
-            f"more data"
+            f"whole batch of {run.settings.batch_size}: use a smaller batch_size or more data"
         )
 
 
@@ -153,7 +152,6 @@ def identity(run: Run, plan: Plan | None, fingerprint: str | None) -> str:
     """sha256 of everything that determines the result, and of nothing else: not of paths, logging,
     tracker or device.
     """
-    coupled = run.ffw.batch_coupled
     facts = {
         **_shared_facts(run),
         "data": fingerprint,
@@ -161,7 +159,7 @@ def identity(run: Run, plan: Plan | None, fingerprint: str | None) -> str:
         "shape": [run.decoder.d_model, run.decoder.num_layers, run.decoder.num_heads],
         "budget": run.settings.budget,
         "steps": plan and plan.steps,
-        "forward_sequences": run.forward_sequences if coupled else None,
+        "forward_sequences": run.forward_sequences if run.ffw.micro_batch_matters else None,
         "lr": run.lr,
         "seed": run.settings.seed,
     }

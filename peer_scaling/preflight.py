@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from peer_scaling import machine
 from peer_scaling.checkpoint import FOLDER as CHECKPOINTS
+from peer_scaling.display import run_name
 from peer_scaling.documents import check_source
 from peer_scaling.errors import UserError
 from peer_scaling.planned import PlannedRun, plan_run
-from peer_scaling.run import Run
+from peer_scaling.run import AUTO, Run
 from peer_scaling.step import pick_device
 
 FLOAT_BYTES = 4
@@ -24,6 +26,16 @@ def check_machine(runs: Iterable[Run]) -> list[str]:
         problems += problems_of(lambda run=run: check_source(run.data.source, run.data.path))
         problems += problems_of(lambda run=run: pick_device(run.settings.device))
     return list(dict.fromkeys(problems))
+
+
+def check_micro_batch(runs: Iterable[Run]) -> list[str]:
+    """Problems with the micro-batches of a study's runs."""
+    return [
+        f"micro_batch=auto: how variant={run.variant} is trained depends on it, and each machine "
+        f"would choose its own; use a number, or ffw.query_norm=layer where that is the cause"
+        for run in runs
+        if run.settings.micro_batch == AUTO and run.ffw.micro_batch_matters
+    ]
 
 
 def check_run(run: Run) -> PlannedRun:
@@ -70,6 +82,26 @@ def check_disk(runs: Sequence[PlannedRun], workers: int = 1) -> None:
         raise UserError(
             f"{need}; a file of {size} cannot be written ({error.strerror}); {remedy}"
         ) from error
+
+
+def check_memory(run: PlannedRun) -> None:
+    """Make sure, before anything is built, that a run's state can fit in its device's memory.
+
+    Counts what every update needs at least: parameters, two moments, and the gradients of all but
+    tables, of which some have rows only. Activations depend on the micro-batch (memory.py).
+
+    Raises:
+        UserError: bytes needed and bytes available.
+    """
+    device = pick_device(run.run.settings.device)
+    needed = 4 * _weights_bytes(run) - FLOAT_BYTES * run.cost.num_params_lookup
+    available = machine.available_bytes(device)
+    if available is not None and needed > available:
+        raise UserError(
+            f"{run_name(run.run)}: {_gigabytes(needed)} needed for parameters, moments and "
+            f"gradients, {_gigabytes(available)} available on {device}; use a smaller size, fewer "
+            f"experts or another device"
+        )
 
 
 def _try_to_write(folder: Path, size: int) -> None:

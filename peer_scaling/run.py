@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peer_scaling.checkpoint import CheckpointConfig
 from peer_scaling.cost import Cost
@@ -17,6 +17,7 @@ from peer_scaling.paths import NAME, NAME_RULE
 from peer_scaling.track import TrackerConfig
 
 PRECISIONS = ("float32", "bfloat16")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Settings:
     """Seed of the initial weights."""
     batch_size: int = 4
     """Sequences per optimiser step."""
-    micro_batch: int | None = None
-    """Sequences per forward pass; by default all of a step."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Sequences per forward pass; by default all of a step. `auto`: as many as fit (memory.py)."""
     precision: str = "float32"
     """`float32`, or `bfloat16` for autocast."""
     compile: bool = False
@@ -60,9 +61,10 @@ class Settings:
         problems = [
             f"{name}={getattr(self, name)} must be positive"
             for name in ("batch_size", "micro_batch", "threads", "log_lines", "budget")
-            if getattr(self, name) is not None and not getattr(self, name) > 0
+            if getattr(self, name) not in (None, AUTO) and not getattr(self, name) > 0
         ]
-        if self.micro_batch and self.batch_size % self.micro_batch:
+        micro_batch = self.micro_batch
+        if micro_batch and micro_batch != AUTO and self.batch_size % micro_batch:
             problems.append(f"micro_batch={self.micro_batch} does not divide {self.batch_size}")
         if not 0 <= self.seed < MAX_SEED:
             problems.append(f"seed={self.seed} must be in [0, 2^63)")
@@ -94,6 +96,8 @@ class Run:
     eval: EvalConfig
     tracker: TrackerConfig
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    chosen_micro_batch: int | None = None
+    """What `micro_batch=auto` came to; None before that is known, and for a number or null."""
 
     @property
     def variant(self) -> str:
@@ -107,8 +111,12 @@ class Run:
 
     @property
     def forward_sequences(self) -> int:
-        """Sequences per forward pass, in training and in evaluation."""
-        return self.settings.micro_batch or self.settings.batch_size
+        """Sequences per forward pass, in training and in evaluation; with `micro_batch=auto`, all
+        of a step until a number is chosen.
+        """
+        asked = self.settings.micro_batch
+        number = self.chosen_micro_batch if asked == AUTO else asked
+        return number or self.settings.batch_size
 
     @property
     def batch_tokens(self) -> int:
@@ -150,6 +158,8 @@ class Run:
         """The whole configuration as plain values, for records and trackers."""
         return {
             **asdict(self.settings),
+            "micro_batch": self.chosen_micro_batch or self.settings.micro_batch,
+            "micro_batch_chosen": self.chosen_micro_batch is not None,
             "variant": self.variant,
             "ffw": self.ffw_settings,
             "size": self.size,

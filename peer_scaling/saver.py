@@ -6,7 +6,12 @@ from typing import Any, final
 
 from safetensors import SafetensorError
 
-from peer_scaling.checkpoint import CheckpointError, Checkpoints, Snapshot
+from peer_scaling.checkpoint import (
+    FORWARD_SEQUENCES,
+    CheckpointError,
+    Checkpoints,
+    Snapshot,
+)
 from peer_scaling.errors import first_line
 from peer_scaling.machine import git_commit
 from peer_scaling.planned import SEMANTICS, PlannedRun
@@ -36,6 +41,7 @@ class Saver:
         self._config, self._identity = planned.run.checkpoint, planned.identity
         self._facts = {
             "tokens_per_step": planned.plan.batch_tokens,
+            FORWARD_SEQUENCES: planned.run.forward_sequences,
             "data_fingerprint": planned.fingerprint,
             "semantics": SEMANTICS,
             "git_commit": git_commit(),

@@ -95,7 +95,9 @@ class Stepper:
         """Loss on the validation set; `check`, called before each batch, may raise to leave."""
         windows = Windows(corpus, "validation", self._run.data.context)
         size = self._run.forward_sequences
-        batches = num_batches(self._run.eval, windows, size)
+        # Whole batches of a step: what is read does not depend on the micro-batch.
+        whole = self._run.settings.batch_size
+        batches = num_batches(self._run.eval, windows, whole) * (whole // size)
         autocast = self._autocast()
         return evaluate(self._model, windows, batches, size, self._device, autocast, check)
 

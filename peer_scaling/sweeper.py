@@ -37,7 +37,7 @@ from peer_scaling.explain import explain
 from peer_scaling.paths import closed_folder
 from peer_scaling.plan import Cell, InfeasibleError, Study, enumerate_cells, restrict
 from peer_scaling.planned import infeasible_record, plan_run
-from peer_scaling.preflight import check_disk, check_machine, problems_of
+from peer_scaling.preflight import check_disk, check_machine, check_micro_batch, problems_of
 from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.publish import write_record
 from peer_scaling.record import RECORD, TERMINAL, find_record
@@ -119,7 +119,7 @@ class IsoflopSweeper(Sweeper):
             problems += problems_of(lambda config=config: runs.append(run_from(config)))
         for error, own in refused.values():
             problems += self._explain(error, own)
-        problems += check_machine(runs)
+        problems += [*check_machine(runs), *check_micro_batch(runs)]
         if problems:
             raise UserError(*dict.fromkeys(problems))
         return runs

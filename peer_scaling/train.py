@@ -6,6 +6,7 @@ The training loop is in `loop.py`, one update in `step.py`, one batch in `data.p
 
 import sys
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from peer_scaling import machine
+from peer_scaling import machine, memory
 from peer_scaling.checkpoint import remove_checkpoints
 from peer_scaling.cli import run_command
 from peer_scaling.config import run_from
@@ -32,7 +33,7 @@ from peer_scaling.launcher import LocalLauncher
 from peer_scaling.loop import train
 from peer_scaling.machine import is_out_of_memory
 from peer_scaling.planned import PlannedRun, plan_run
-from peer_scaling.preflight import check_disk, check_run
+from peer_scaling.preflight import check_disk, check_memory, check_run
 from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.publish import write_record
 from peer_scaling.record import RECORD, TERMINAL, RunRecord, budget_label, find_record
@@ -63,7 +64,8 @@ def task(config: DictConfig) -> int:
         row = plan_row(planned, state, Estimator().seconds(planned))
         print(table_text(PLAN_COLUMNS, [row]))
         return EXIT_DONE
-    return exit_code(run_once(plan_run(run, prepare(run.data, planned.plan.tokens))))
+    check_memory(planned)
+    return exit_code(run_once(memory.settled(run, prepare(run.data, planned.plan.tokens))))
 
 
 def exit_code(record: RunRecord) -> int:
@@ -90,6 +92,8 @@ def run_once(planned: PlannedRun) -> RunRecord:
     with StopFlag() as stop:
         try:
             record = _attempt(planned, 1 + (earlier.attempts if earlier else 0), stop)
+            if record.failure == "out_of_memory" and (run := memory.smaller(planned.run)):
+                record = _attempt_smaller(replace(planned, run=run), record, stop)
         except StoppedError:
             stop.chain()
             raise
@@ -121,6 +125,7 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
         print(text, end="", file=sys.stderr)
         with suppress(OSError):  # a full disk, which the next lines say
             (planned.folder / "error.txt").write_text(text)
+        traceback.clear_frames(error.__traceback__)  # they hold the model
     except BaseException:  # stopped: no record, the next start continues
         tracker.finish("interrupted", {})
         raise
@@ -140,6 +145,21 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
         record = replace(record, **lost)
     tracker.finish(record.status, {"loss": record.loss, "perplexity": record.perplexity})
     return record
+
+
+def _attempt_smaller(planned: PlannedRun, failed: RunRecord, stop: StopFlag) -> RunRecord:
+    """Once more after an attempt ran out of memory, with a smaller micro-batch.
+
+    From the newest checkpoint or from step 0, never from what is in memory: the optimiser may have
+    updated some parameters and not the others, and gradients may hold part of a batch.
+    """
+    machine.release_memory()
+    print(
+        f"{planned.run_id}: out of memory after step {failed.last_step}; once more, with "
+        f"micro_batch={planned.run.forward_sequences}",
+        flush=True,
+    )
+    return _attempt(planned, failed.attempts + 1, stop)
 
 
 def _failure(error: Exception) -> str:

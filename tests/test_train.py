@@ -161,6 +161,9 @@ def test_micro_batch_is_part_of_the_identity_only_where_it_matters(tmp_path):
     assert name("peer", "micro_batch=2") != name("peer")
     layer = "ffw.query_norm=layer"
     assert name("peer", "micro_batch=2", layer) == name("peer", layer)
+    choice, alone = "ffw.router=token_choice", "ffw.balance_loss=0"
+    assert name("moe", "micro_batch=2", choice) != name("moe", choice)
+    assert name("moe", "micro_batch=2", choice, alone) == name("moe", choice, alone)
 
 
 def test_identity_is_what_is_computed_and_nothing_else(tmp_path):

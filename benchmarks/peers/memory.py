@@ -83,7 +83,7 @@ def _pass(contender: Contender, case: Case, tokens: int) -> None:
 
 def limit_memory() -> None:
     """Make an allocation beyond the machine's free memory an error instead of a killed process."""
-    free = available_bytes()
+    free = available_bytes(torch.device("cpu"))
     if free is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (int(0.95 * free), hard))

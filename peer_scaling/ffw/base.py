@@ -80,6 +80,13 @@ class FFWConfig(ABC):
     def batch_coupled(self) -> bool:
         """Whether, in training, a token's output depends on other sequences of its forward pass."""
 
+    @property
+    def micro_batch_matters(self) -> bool:
+        """Whether the gradient of a step depends on how its sequences are divided into forward
+        passes: always if `batch_coupled`, and with an auxiliary loss that is no mean over tokens.
+        """
+        return self.batch_coupled
+
     @abstractmethod
     def build(
         self, d_model: int, *, out_scale: float = 1.0, generator: torch.Generator | None = None

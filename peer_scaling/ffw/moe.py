@@ -82,6 +82,11 @@ class MoE(FFWConfig):
         return self.router == "expert_choice"
 
     @property
+    def micro_batch_matters(self) -> bool:
+        """The balance loss is a product of two means over the tokens of a forward pass."""
+        return self.batch_coupled or self.balance_loss > 0
+
+    @property
     def experts_per_token(self) -> float:
         """Mean number of experts that a token passes through."""
         return self.capacity_factor if self.router == "expert_choice" else float(self.top_k)
