@@ -201,5 +201,7 @@ def _single_values(override: str) -> list[str]:
 
 
 def _print_problems(error: UserError) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # torchrun: the first process of the machine says the same
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, final
 
 from peer_scaling.display import Progress
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.divergence import SUSTAINED_STEPS, sustained_spike
 from peer_scaling.durable import write_atomically
 from peer_scaling.evaluate import Evaluation
@@ -80,13 +81,21 @@ class History:
     """Writes each line to `history.jsonl`, the tracker and the progress display."""
 
     def __init__(
-        self, planned: PlannedRun, tracker: Tracker, progress: Progress, earlier: str
+        self,
+        planned: PlannedRun,
+        tracker: Tracker,
+        progress: Progress,
+        earlier: str,
+        world: World = ALONE,
     ) -> None:
-        """Begins with the lines `earlier`; what the file holds beyond them is set aside."""
+        """Begins with the lines `earlier`; what the file holds beyond them is set aside. Only the
+        first rank of `world` has a file.
+        """
         self._planned, self._tracker, self._progress = planned, tracker, progress
-        path = planned.folder / HISTORY
-        rewind(path, earlier)
-        self._lines = earlier
+        path = planned.folder / HISTORY if world.is_first else Path(os.devnull)
+        if world.is_first:
+            rewind(path, earlier)
+        self._lines, self._syncs = earlier, world.is_first
         self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "History":
@@ -116,7 +125,8 @@ class History:
 
     def synced(self) -> str:
         """All lines so far, when the disk has them."""
-        os.fsync(self._file.fileno())
+        if self._syncs:
+            os.fsync(self._file.fileno())
         return self._lines
 
     def _tokens(self, course: Course) -> int:

@@ -7,15 +7,21 @@ schedule are functions of the step, and a checkpoint has the rest (snapshot.py).
 import time
 from typing import Any, final
 
+import torch
+
 from peer_scaling import machine
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.display import Progress, run_name
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.evaluate import Evaluation
 from peer_scaling.history import Course, History
+from peer_scaling.model import Decoder
 from peer_scaling.optim import lr_factor, make_optimizer
+from peer_scaling.parallel import Parallel, spread
 from peer_scaling.planned import PlannedRun
 from peer_scaling.prepare import prepare
 from peer_scaling.publish import save_weights
+from peer_scaling.run import Run
 from peer_scaling.saver import Saver
 from peer_scaling.snapshot import TrainingState
 from peer_scaling.step import Stepper, pick_device, read_results
@@ -26,7 +32,13 @@ READ_STEPS = 16
 """The device is waited for at least this often: a divergence is seen, and a save made, no later."""
 
 
-def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag) -> dict[str, Any]:
+def train(
+    planned: PlannedRun,
+    tracker: Tracker,
+    course: Course,
+    stop: StopFlag,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """Train the model of a planned run, from its newest checkpoint if it has one; evaluate it.
 
     Args:
@@ -34,6 +46,7 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
         tracker: mirror of the history.
         course: kept up to date, line by line of the history.
         stop: asked after every step.
+        world: the ranks that train it together.
 
     Returns:
         The fields of the record that only training determines.
@@ -44,21 +57,25 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
         NoDurableCheckpointError: saves were due, and none could be written.
     """
     run, plan = planned.run, planned.plan
-    device = pick_device(run.settings.device)
+    device = world.place(pick_device(run.settings.device))
     machine.reset_peak_memory(device)
     corpus = prepare(run.data, plan.tokens)
     model = run.model().to(device)
+    parallel = _spread(run, model, world, device)
     optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
-    saver = Saver(planned, TrainingState(model, optimizer))
-    earlier = _resume(planned, saver, course)
-    stepper = Stepper(run, model, optimizer, device)
+    saver = Saver(planned, TrainingState(model, optimizer), world=world)
+    earlier = _resume(planned, saver, course, world)
+    stepper = Stepper(run, model, optimizer, device, parallel)
+    shown = run.settings.progress if world.is_first else "off"
     with (
-        Progress(planned.run_id, plan, run.settings.progress) as progress,
-        History(planned, tracker, progress, earlier) as history,
+        Progress(planned.run_id, plan, shown) as progress,
+        History(planned, tracker, progress, earlier, world) as history,
     ):
         evaluation = Loop(planned, corpus, stepper, saver, history, course, stop).run()
     if run.settings.save_model:
-        save_weights(model, planned.folder)
+        save_weights(model, planned.folder, world)
+    digest = saver.digest()
+    world.check_same(digest)
     return {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
@@ -66,7 +83,7 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
         "val_tokens": evaluation.tokens,
         "expert_usage": evaluation.expert_usage,
         "expert_unevenness": evaluation.expert_unevenness,
-        "state_digest": saver.digest(),
+        "state_digest": digest,
         "peak_memory_bytes": machine.peak_memory_bytes(device),
     }
 
@@ -91,7 +108,8 @@ class Loop:
         self._began = time.perf_counter()
         data, settings = self._run.data, self._run.settings
         windows = Windows(corpus, "train", data.context)
-        self._batches = TrainingBatches(windows, settings.batch_size, data.seed, data.order)
+        own_B = stepper.world.own_sequences(settings.batch_size, self._run.forward_sequences)
+        self._batches = TrainingBatches(windows, settings.batch_size, data.seed, data.order, own_B)
         steps, eval_every = self._plan.steps, self._run.eval.every
         self._log_every = max(1, steps // settings.log_lines)
         self._eval_every = max(1, round(eval_every * steps)) if eval_every else steps
@@ -128,7 +146,7 @@ class Loop:
         for step in steps:
             factor = lr_factor(self._run.optim, step, self._plan.steps)
             results.append(self._stepper.step(self._batches.batch(step), factor))
-            if self._stop.signal is not None:
+            if self._stop.poll():
                 break
         updates = read_results(results)
         self._course.add(updates, time.perf_counter() - began)
@@ -150,14 +168,25 @@ def next_interval(first: int, steps: int, *every: int | None) -> range:
     return range(first, min([steps, *(n * (first // n + 1) for n in every if n)]))
 
 
-def _resume(planned: PlannedRun, saver: Saver, course: Course) -> str:
+def _spread(run: Run, model: Decoder, world: World, device: torch.device) -> Parallel:
+    shape = (run.forward_sequences // world.size, run.data.context + 1)
+    tokens_BT = torch.zeros(shape, dtype=torch.int64, device=device)
+    return spread(model, run.settings.parallel, world, tokens_BT)
+
+
+def _resume(planned: PlannedRun, saver: Saver, course: Course, world: World) -> str:
     """Continue where the newest checkpoint is, and say so first of all; its history."""
     resumed = saver.resume()
     if resumed is None:
-        print(f"{run_name(planned.run)}: fresh", flush=True)
+        _say(f"{run_name(planned.run)}: fresh", world)
         return ""
     snapshot, losses = resumed
     course.continue_from(losses, snapshot.state)
     digest = snapshot.digest[:8]
-    print(f"{run_name(planned.run)}: resumed from step {course.step} (digest {digest})", flush=True)
+    _say(f"{run_name(planned.run)}: resumed from step {course.step} (digest {digest})", world)
     return snapshot.history
+
+
+def _say(line: str, world: World) -> None:
+    if world.is_first:
+        print(line, flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from peer_scaling.distributed import check_ranks
 from peer_scaling.documents import check_source
 from peer_scaling.errors import UserError
 from peer_scaling.planned import PlannedRun, plan_run
@@ -21,8 +22,12 @@ def check_machine(runs: Iterable[Run]) -> list[str]:
     problems: list[str] = []
     for run in runs:
         problems += problems_of(lambda run=run: check_source(run.data.source, run.data.path))
-        problems += problems_of(lambda run=run: pick_device(run.settings.device))
+        problems += problems_of(lambda run=run: _check_device(run))
     return list(dict.fromkeys(problems))
+
+
+def _check_device(run: Run) -> None:
+    check_ranks(run.forward_sequences, pick_device(run.settings.device))
 
 
 def check_run(run: Run) -> PlannedRun:
