@@ -28,6 +28,7 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.layers --quick
 	$(BIN)/python -m benchmarks.cost_of_experts --quick
 	$(BIN)/python -m benchmarks.step --quick
+	$(BIN)/python -m benchmarks.exchange --quick
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from peer_scaling.distributed import local
 from peer_scaling.kernels.dispatch import backend_for
 from peer_scaling.kernels.native_adamw import Rates, adamw_rows
 from peer_scaling.kernels.segments import RowGradient
+from peer_scaling.shards import local
 
 TABLE_UPDATES = ("dense", "lazy")
 SLICE_BYTES = 2**24

@@ -83,7 +83,7 @@ def run_command(task: Callable[[DictConfig], int], *plugins: type) -> None:
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt as error:
         what = str(error) or "interrupted"
-        print(f"{what}; the same command continues with what is missing", file=sys.stderr)
+        _print_error(f"{what}; the same command continues with what is missing")
         sys.exit(EXIT_REQUEUE)
     sys.exit(command.exit_code)
 
@@ -201,7 +201,10 @@ def _single_values(override: str) -> list[str]:
 
 
 def _print_problems(error: UserError) -> None:
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return  # torchrun: the first process of the machine says the same
     for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        _print_error(f"error: {problem}")
+
+
+def _print_error(line: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's others would say the same
+        print(line, file=sys.stderr)

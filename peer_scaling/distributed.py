@@ -15,7 +15,7 @@ from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
@@ -76,11 +76,11 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, of one shape, along a new first axis; no derivative."""
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, of one shape; no derivative."""
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
+        dist.all_gather(parts, tensor)
+        return parts
 
     def counts(self, number: int) -> list[int]:
         """Each rank's number, without waiting for a device."""
@@ -264,33 +264,6 @@ class _Summed(torch.autograd.Function):
         total = grad.clone()
         dist.all_reduce(total)
         return total
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether FSDP2 has spread it over the ranks: a DTensor, a type that one rank never loads."""
-    return type(tensor) not in (Tensor, nn.Parameter)
-
-
-def local(tensor: Any) -> Tensor:
-    """This rank's part of a tensor, to be changed in place: all of it unless it is sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def whole(tensor: Any) -> Tensor:
-    """All of a tensor; gathered, on all ranks together, if it is sharded."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def fill(own: Any, value: Tensor) -> None:
-    """Copy a whole tensor, the same on all ranks, into one that may be sharded."""
-    if not is_sharded(own):
-        own.copy_(value)
-        return
-    from torch.distributed.tensor import distribute_tensor
-
-    value = value.to(own.device)
-    part = distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
-    own.to_local().copy_(part.to_local())
 
 
 def _number(name: str, default: int = 0) -> int:

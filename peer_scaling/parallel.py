@@ -9,9 +9,9 @@ every rank in both, and their rows are exchanged once per step:
     R (4 + b D) bytes from every rank to every other one, per table,
 
 with R the rows that the rank with most of them picked in the step, D the table's width, b the bytes
-of a number, 4 those of a row's number; and 8 bytes to say how many they are. All-reducing the table
-of N rows would send 2 (W - 1) / W N b D bytes from each of W ranks: rows are less while
-R < 2 N / W (1 + 4 / (b D))^-1, and no table-sized tensor is made.
+of a number, 4 those of a row's number; and 8 bytes to say how many they are. With W ranks, a rank
+sends (W - 1) times as much. All-reducing the table of N rows would send 2 (W - 1) / W N b D: rows
+are less while R < 2 N / W, nearly, and no table-sized tensor is made.
 
 Shape suffixes: B sequences, T time, N table rows, R rows of one rank's gradient, U rows of the
 merged one, D width.
@@ -24,11 +24,13 @@ from typing import NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from peer_scaling.adamw import coalesced
-from peer_scaling.distributed import ALONE, World, is_sharded, local
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.ffw.base import FFW, Routing
 from peer_scaling.kernels.segments import RowGradient
+from peer_scaling.shards import is_sharded, local
 
 PARALLEL = ("ddp", "fsdp")
 
@@ -195,10 +197,13 @@ def exchange_rows(table: nn.Parameter, world: World) -> None:
 def gather_rows(own: RowGradient, world: World) -> list[RowGradient]:
     """The rows of all ranks, each padded to the longest on its way."""
     counts = world.counts(len(own.row_R))
-    row_R = own.row_R.new_zeros(max(counts), dtype=torch.int32)
-    grad_RD = own.grad_RD.new_zeros(max(counts), own.grad_RD.shape[1])
-    row_R[: len(own.row_R)] = own.row_R
-    grad_RD[: len(own.row_R)] = own.grad_RD
+    missing = max(counts) - len(own.row_R)
+    row_R, grad_RD = own.row_R.int(), own.grad_RD.contiguous()
+    if missing:
+        row_R, grad_RD = (
+            functional.pad(row_R, (0, missing)),
+            functional.pad(grad_RD, (0, 0, 0, missing)),
+        )
     gathered = zip(world.gather(row_R), world.gather(grad_RD), counts, strict=True)
     return [RowGradient(rows[:n].long(), grads[:n]) for rows, grads, n in gathered]
 

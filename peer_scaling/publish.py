@@ -5,9 +5,10 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import nn
 
-from peer_scaling.distributed import ALONE, World, whole
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.durable import publish, write_atomically, write_synced
 from peer_scaling.record import RECORD, RunRecord, record_text
+from peer_scaling.shards import whole
 
 WEIGHTS = "model.safetensors"
 

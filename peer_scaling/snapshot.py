@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from peer_scaling.adamw import AdamW
 from peer_scaling.checkpoint import CheckpointError, Snapshot
-from peer_scaling.distributed import World, fill, whole
+from peer_scaling.distributed import World
 from peer_scaling.rng import capture_rng, restore_rng
+from peer_scaling.shards import fill, whole
 
 MOMENTS = {"moments": "exp_avg", "squares": "exp_avg_sq"}
 """File of a checkpoint -> what it holds of AdamW's state."""

@@ -168,7 +168,7 @@ class MoEFFW(FFW):
         """Each expert chooses among the tokens of all ranks; the pairs of own tokens are computed.
         Waits for the device: how many there are is data.
         """
-        scores_EM = self.world.gather(score_ME.detach()).flatten(0, 1).T
+        scores_EM = torch.cat(self.world.gather(score_ME.detach())).T
         token_EC = scores_EM.topk(self.config.capacity(scores_EM.shape[1]), dim=-1).indices
         token_EC = token_EC.sort(dim=-1).values - self.world.rank * len(x_MD)
         own_EC = (token_EC >= 0) & (token_EC < len(x_MD))
