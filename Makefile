@@ -31,6 +31,7 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.cost_of_experts --quick
 	$(BIN)/python -m benchmarks.step --quick
 	$(BIN)/python -m benchmarks.checkpointing --quick
+	$(BIN)/python -m benchmarks.exchange --quick
 
 faults: $(DEV)
 	mkdir -p $(dir $(SCORECARD)) && rm -f $(SCORECARD)

@@ -19,7 +19,7 @@ A gradient that arrives as rows (a sparse tensor) leaves two choices for the oth
 Shape suffixes: N rows of a table, R rows of a gradient, D width.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, final
 
@@ -30,6 +30,7 @@ from torch.optim.adamw import adamw
 from peer_scaling.kernels.dispatch import backend_for
 from peer_scaling.kernels.native_adamw import Rates, adamw_rows
 from peer_scaling.kernels.segments import RowGradient
+from peer_scaling.shards import local
 
 TABLE_UPDATES = ("dense", "lazy")
 SLICE_BYTES = 2**24
@@ -69,8 +70,9 @@ class AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             with_grad = [p for p in group["params"] if p.grad is not None]
             dense = [p for p in with_grad if not p.grad.is_sparse]
-            states = [self.state_of(p) for p in dense]
-            _fused(group, dense, [p.grad for p in dense], states, self.found_inf)
+            states = [_local_state(self.state_of(p)) for p in dense]
+            parts, grads = [local(p) for p in dense], [local(p.grad) for p in dense]
+            _fused(group, parts, grads, states, self.found_inf)
             for p in with_grad:
                 if p.grad.is_sparse:
                     self._update_rows(group, p, self.state_of(p), self.found_inf)
@@ -87,20 +89,30 @@ class AdamW(torch.optim.Optimizer):
         return self.state[p]
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
+    total_norm: Callable[[Sequence[Tensor]], Tensor] = torch.nn.utils.get_total_norm,
+) -> Tensor:
     """Scale gradients so that their norm, of all together, is at most `max_norm`.
 
     As `torch.nn.utils.clip_grad_norm_`, for sparse gradients too: rows that two micro-batches both
     picked are summed first, so the norm is that of the dense gradient.
 
+    Args:
+        parameters: those without a gradient are left out.
+        max_norm: the limit.
+        total_norm: the norm of all gradients given, which ranks may have in parts.
+
     Returns:
         The norm before, a scalar on the device of the gradients.
     """
     values = list(_gradient_values(parameters))
-    norm = torch.nn.utils.get_total_norm(values)
+    norm = total_norm(values)
     if values:  # multiplied by 1 too: to ask would be to wait for the device
         coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(values, coefficient)  # pyright: ignore[reportPrivateImportUsage]
+        parts = [local(value) for value in values]
+        torch._foreach_mul_(parts, coefficient)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
@@ -192,19 +204,25 @@ def _fused(
         )
 
 
+def _local_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: local(value) for name, value in state.items()}
+
+
 def _count_step(state: dict[str, Tensor], found_inf: Tensor | None) -> None:
     state["step"] += 1 if found_inf is None else 1 - found_inf
 
 
 def _rows_of(p: Tensor) -> tuple[Tensor, Tensor]:
     assert p.grad is not None
-    grad = _coalesced(p.grad)
+    grad = coalesced(p.grad)
     return grad.indices()[0], grad.values()
 
 
-def _coalesced(grad: Tensor) -> Tensor:
-    """Autograd forgets that a sparse gradient is coalesced, and to sort it again costs as much as
-    the update: rows that ascend are as they should be.
+def coalesced(grad: Tensor) -> Tensor:
+    """A sparse gradient with each row once, ascending.
+
+    Autograd forgets that it is, and to sort it again costs as much as the update: rows that ascend
+    are as they should be.
     """
     row_R = grad._indices()[0]
     if grad.is_coalesced() or not bool((row_R[1:] > row_R[:-1]).all()):
@@ -225,7 +243,7 @@ def _gradient_values(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
         if p.grad is None:
             continue
         if p.grad.is_sparse:
-            p.grad = _coalesced(p.grad)
+            p.grad = coalesced(p.grad)
             yield p.grad.values()
         else:
             yield p.grad

@@ -93,7 +93,7 @@ def run_command(task: Callable[[DictConfig], int], *plugins: type) -> None:
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt as error:
         what = str(error) or "interrupted"
-        print(f"{what}; the same command continues with what is missing", file=sys.stderr)
+        _print_error(f"{what}; the same command continues with what is missing")
         sys.exit(EXIT_REQUEUE)
     sys.exit(command.exit_code)
 
@@ -146,4 +146,9 @@ def register_plugins(*plugins: type) -> None:
 
 def _print_problems(problems: Iterable[str]) -> None:
     for problem in problems:
-        print(f"error: {without_secrets(problem)}", file=sys.stderr)
+        _print_error(f"error: {without_secrets(problem)}")
+
+
+def _print_error(line: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's others would say the same
+        print(line, file=sys.stderr)

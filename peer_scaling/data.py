@@ -222,7 +222,16 @@ class Windows:
 class TrainingBatches:
     """Batches for training: `batch(step)` depends on the data, the data seed and the step alone."""
 
-    def __init__(self, windows: Windows, batch_size: int, seed: int, order: str) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        batch_size: int,
+        seed: int,
+        order: str,
+        own_B: np.ndarray | None = None,
+    ) -> None:
+        """`own_B` are the places in a batch of the sequences that are read; by default all."""
+        self._own_B = np.arange(batch_size) if own_B is None else own_B
         self._windows = windows
         self._batch_size = batch_size
         self._seed = seed
@@ -234,7 +243,7 @@ class TrainingBatches:
         """Sequences of a step, int64 (B, T + 1): inputs are all but the last, targets all but the
         first.
         """
-        position_B = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        position_B = step * self._batch_size + self._own_B
         epoch_B, rank_B = np.divmod(position_B, len(self._windows))
         numbers_B = [self._order_of(int(e))[r] for e, r in zip(epoch_B, rank_B, strict=True)]
         return self._windows.read(np.array(numbers_B))

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp, log
 
-import numpy as np
 import torch
 from torch import nn
 
 from peer_scaling.data import Windows
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.ffw.base import Routing
 
 
@@ -63,34 +63,38 @@ def num_batches(config: EvalConfig, windows: Windows, batch_size: int) -> int:
 
 
 def evaluate(
-    model: nn.Module,
+    losses: nn.Module,
     windows: Windows,
     batches: int,
     batch_size: int,
     device: torch.device,
     autocast: torch.autocast,
     check: Callable[[], None] = lambda: None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Mean loss over the first `batches * batch_size` windows, in eval mode, summed in float64.
 
-    The model's mode is restored and no random number is drawn, so training goes on as if this had
-    not been called; also if `check`, which is called before each batch, raises.
+    `losses` (parallel.py) makes a `LossOutput` of tokens; each rank of `world` has its share of
+    every batch. The mode is restored and no random number is drawn, so training goes on as if this
+    had not been called; also if `check`, which is called before each batch, raises.
     """
-    was_training = model.training
-    model.eval()
+    was_training = losses.training
+    losses.eval()
+    own_B = world.own_sequences(batch_size, batch_size)
     total = torch.zeros((), dtype=torch.float64, device=device)
     usage = ExpertUse()
     try:
         with torch.no_grad(), autocast:
             for batch in range(batches):
                 check()
-                numbers_B = np.arange(batch * batch_size, (batch + 1) * batch_size)
-                tokens_BT = torch.from_numpy(windows.read(numbers_B)).to(device)
-                output = model(tokens_BT[:, :-1])
-                total += output.cross_entropy_sum(tokens_BT[:, 1:])
+                tokens_BT = torch.from_numpy(windows.read(batch * batch_size + own_B)).to(device)
+                output = losses(tokens_BT)
+                total += output.cross_entropy_sum
                 usage.add(output.stats)
     finally:
-        model.train(was_training)
+        losses.train(was_training)
+    world.sum_(total)
+    usage.sum_over(world, device)
     tokens = batches * batch_size * windows.context
     loss = float(total) / tokens
     return Evaluation(loss, tokens, usage.usage, usage.unevenness)
@@ -110,6 +114,11 @@ class ExpertUse:
         expert_L, weight_L = stats.expert.flatten().cpu(), stats.weight.flatten().double().cpu()
         score_N = torch.bincount(expert_L, weight_L, minlength=stats.num_experts)
         self._score_N = score_N if self._score_N is None else self._score_N + score_N
+
+    def sum_over(self, world: World, device: torch.device) -> None:
+        """Make the sums those of all ranks, whose tensors are on `device`."""
+        if self._score_N is not None:
+            self._score_N = world.sum_(self._score_N.to(device)).cpu()
 
     @property
     def usage(self) -> float | None:

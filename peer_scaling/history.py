@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, final
 
 from peer_scaling.display import Progress
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.divergence import SUSTAINED_STEPS, sustained_spike
 from peer_scaling.durable import write_atomically
 from peer_scaling.errors import first_line
@@ -81,13 +82,21 @@ class History:
     """Writes each line to `history.jsonl`, the tracker and the progress display."""
 
     def __init__(
-        self, planned: PlannedRun, tracker: Tracker, progress: Progress, earlier: str
+        self,
+        planned: PlannedRun,
+        tracker: Tracker,
+        progress: Progress,
+        earlier: str,
+        world: World = ALONE,
     ) -> None:
-        """Begins with the lines `earlier`; what the file holds beyond them is set aside."""
+        """Begins with the lines `earlier`; what the file holds beyond them is set aside. Only the
+        first rank of `world` has a file.
+        """
         self._planned, self._tracker, self._progress = planned, tracker, progress
-        path = planned.folder / HISTORY
-        rewind(path, earlier)
-        self._lines = earlier
+        path = planned.folder / HISTORY if world.is_first else Path(os.devnull)
+        if world.is_first:
+            rewind(path, earlier)
+        self._lines, self._syncs = earlier, world.is_first
         self._file = path.open("ab", buffering=0)
         self._pending = b""  # what the disk did not take
 
@@ -102,7 +111,7 @@ class History:
     ) -> None:
         """Raises OSError if the run ended well and the disk does not have all lines."""
         with self._file:
-            if kind is None:
+            if kind is None and self._syncs:
                 self._flush()
                 os.fsync(self._file.fileno())
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from peer_scaling.cli import CommandTask, StudiesOnSearchPath, register_plugins
+from peer_scaling.distributed import num_ranks
 from peer_scaling.errors import EXIT_FAILED, EXIT_REQUEUE, UserError
 from peer_scaling.stop import STOP_SIGNALS
 
@@ -41,6 +42,11 @@ class LocalLauncher(Launcher):
         workers = 1 if self._workers is None else self._workers
         if type(workers) is not int or not 0 < workers < MAX_WORKERS:
             raise UserError(f"hydra.launcher.workers={self._workers} must be in 1 to {MAX_WORKERS}")
+        if (size := num_ranks()) > 1:
+            raise UserError(
+                f"WORLD_SIZE={size}: torchrun trains one run on several devices; start a study "
+                f"without it, one device for each run"
+            )
         self._config, self._task = config, task_function
         self._job = LocalJob(hydra_context, task_function, config)
 

@@ -12,9 +12,11 @@ import torch
 from peer_scaling import machine
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.display import Progress, run_name
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.evaluate import Evaluation
 from peer_scaling.history import Course, History
 from peer_scaling.optim import lr_factor, make_optimizer
+from peer_scaling.parallel import spread
 from peer_scaling.planned import PlannedRun
 from peer_scaling.prepare import prepare
 from peer_scaling.publish import save_weights
@@ -29,7 +31,13 @@ READ_STEPS = 16
 """The device is waited for at least this often: a divergence is seen, and a save made, no later."""
 
 
-def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag) -> dict[str, Any]:
+def train(
+    planned: PlannedRun,
+    tracker: Tracker,
+    course: Course,
+    stop: StopFlag,
+    world: World = ALONE,
+) -> dict[str, Any]:
     """Train the model of a planned run, from its newest checkpoint if it has one; evaluate it.
 
     Args:
@@ -37,6 +45,7 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
         tracker: mirror of the history.
         course: kept up to date, line by line of the history.
         stop: asked after every step.
+        world: the ranks that train it together.
 
     Returns:
         The fields of the record that only training determines.
@@ -47,20 +56,23 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
         NoDurableCheckpointError: saves were due, and none could be written.
     """
     run, plan = planned.run, planned.plan
-    device = pick_device(run.settings.device)
+    device = world.place(pick_device(run.settings.device))
     machine.reset_peak_memory(device)
     corpus = prepare(run.data, plan.tokens)
-    saver = Saver(planned, lambda: _fresh_state(run, device))
-    earlier = _resume(planned, saver, course)
+    saver = Saver(planned, lambda: _fresh_state(run, world, device), world=world)
+    earlier = _resume(planned, saver, course, world)
     state = saver.state
-    stepper = Stepper(run, state.model, state.optimizer, device)
+    stepper = Stepper(run, state.model, state.optimizer, device, state.parallel)
+    shown = run.settings.progress if world.is_first else "off"
     with (
-        Progress(planned.run_id, plan, run.settings.progress) as progress,
-        History(planned, tracker, progress, earlier) as history,
+        Progress(planned.run_id, plan, shown) as progress,
+        History(planned, tracker, progress, earlier, world) as history,
     ):
         evaluation = Loop(planned, corpus, stepper, saver, history, course, stop).run()
     if run.settings.save_model:
-        save_weights(state.model, planned.folder)
+        save_weights(state.model, planned.folder, world)
+    digest = state.digest()
+    world.check_same(digest)
     return {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
@@ -68,7 +80,7 @@ def train(planned: PlannedRun, tracker: Tracker, course: Course, stop: StopFlag)
         "val_tokens": evaluation.tokens,
         "expert_usage": evaluation.expert_usage,
         "expert_unevenness": evaluation.expert_unevenness,
-        "state_digest": state.digest(),
+        "state_digest": digest,
         "peak_memory_bytes": machine.peak_memory_bytes(device),
     }
 
@@ -93,7 +105,8 @@ class Loop:
         self._began = time.perf_counter()
         data, settings = self._run.data, self._run.settings
         windows = Windows(corpus, "train", data.context)
-        self._batches = TrainingBatches(windows, settings.batch_size, data.seed, data.order)
+        own_B = stepper.world.own_sequences(settings.batch_size, self._run.forward_sequences)
+        self._batches = TrainingBatches(windows, settings.batch_size, data.seed, data.order, own_B)
         steps, eval_every = self._plan.steps, self._run.eval.every
         self._log_every = max(1, steps // settings.log_lines)
         self._eval_every = max(1, round(eval_every * steps)) if eval_every else steps
@@ -130,7 +143,7 @@ class Loop:
         for step in steps:
             factor = lr_factor(self._run.optim, step, self._plan.steps)
             results.append(self._stepper.step(self._batches.batch(step), factor))
-            if self._stop.signal is not None:
+            if self._stop.poll():
                 break
         updates = read_results(results)
         self._course.add(updates, time.perf_counter() - began)
@@ -152,19 +165,28 @@ def next_interval(first: int, steps: int, *every: int | None) -> range:
     return range(first, min([steps, *(n * (first // n + 1) for n in every if n)]))
 
 
-def _fresh_state(run: Run, device: torch.device) -> TrainingState:
+def _fresh_state(run: Run, world: World, device: torch.device) -> TrainingState:
     model = run.model().to(device)
-    return TrainingState(model, make_optimizer(run.optim, model.optim_groups(), run.lr))
+    shape = (run.forward_sequences // world.size, run.data.context + 1)
+    tokens_BT = torch.zeros(shape, dtype=torch.int64, device=device)
+    parallel = spread(model, run.settings.parallel, world, tokens_BT)
+    optimizer = make_optimizer(run.optim, model.optim_groups(), run.lr)
+    return TrainingState(model, optimizer, parallel)
 
 
-def _resume(planned: PlannedRun, saver: Saver, course: Course) -> str:
+def _resume(planned: PlannedRun, saver: Saver, course: Course, world: World) -> str:
     """Continue where the newest checkpoint is, and say so first of all; its history."""
     resumed = saver.resume()
     if resumed is None:
-        print(f"{run_name(planned.run)}: fresh", flush=True)
+        _say(f"{run_name(planned.run)}: fresh", world)
         return ""
     snapshot, losses = resumed
     course.continue_from(losses, snapshot.state)
     digest = snapshot.digest[:8]
-    print(f"{run_name(planned.run)}: resumed from step {course.step} (digest {digest})", flush=True)
+    _say(f"{run_name(planned.run)}: resumed from step {course.step} (digest {digest})", world)
     return snapshot.history
+
+
+def _say(line: str, world: World) -> None:
+    if world.is_first:
+        print(line, flush=True)

@@ -197,7 +197,8 @@ class Decoder(nn.Module):
         x_BTD = self._embed(tokens_BT)
         aux_loss, stats = x_BTD.new_zeros(()), None
         for block in self.blocks:
-            x_BTD, output = block(x_BTD, rotary)
+            output = block(x_BTD, rotary)
+            x_BTD = output.y_BTD
             aux_loss = aux_loss + output.aux_loss
             stats = stats if output.stats is None else output.stats
         head_VD = self.embedding_VD if self.head_VD is None else self.head_VD
@@ -246,11 +247,11 @@ class Block(nn.Module):
         self.ffw_norm = _norm(config)
         self.ffw = ffw
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary) -> tuple[Tensor, FFWOutput]:
-        """The residual stream after the block, and what the feed-forward reported."""
+    def forward(self, x_BTD: Tensor, rotary: Rotary) -> FFWOutput:
+        """The residual stream after the block, as `y`, and what the feed-forward reported."""
         x_BTD = x_BTD + _call(self.checkpointed.attention, self._attend, x_BTD, rotary)
         output = _call(self.checkpointed.ffw, self._feed_forward, x_BTD)
-        return x_BTD + output.y_BTD, output
+        return output._replace(y_BTD=x_BTD + output.y_BTD)
 
     def _attend(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
         return self.attention(self.attention_norm(x_BTD), rotary)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from peer_scaling import machine
 from peer_scaling.checkpoint import FOLDER as CHECKPOINTS
 from peer_scaling.display import run_name
+from peer_scaling.distributed import check_ranks, num_ranks
 from peer_scaling.documents import check_source
 from peer_scaling.errors import UserError
 from peer_scaling.planned import PlannedRun, plan_run
@@ -24,7 +25,7 @@ def check_machine(runs: Iterable[Run]) -> list[str]:
     problems: list[str] = []
     for run in runs:
         problems += problems_of(lambda run=run: check_source(run.data.source, run.data.path))
-        problems += problems_of(lambda run=run: pick_device(run.settings.device))
+        problems += problems_of(lambda run=run: _check_device(run))
     return list(dict.fromkeys(problems))
 
 
@@ -36,6 +37,15 @@ def check_micro_batch(runs: Iterable[Run]) -> list[str]:
         for run in runs
         if run.settings.micro_batch == AUTO and run.ffw.micro_batch_matters
     ]
+
+
+def _check_device(run: Run) -> None:
+    check_ranks(run.forward_sequences, pick_device(run.settings.device))
+    if run.settings.micro_batch == AUTO and num_ranks() > 1:
+        raise UserError(
+            f"micro_batch=auto is for one process, not WORLD_SIZE={num_ranks()}: give a number, a "
+            f"multiple of {num_ranks()}"
+        )
 
 
 def check_run(run: Run) -> PlannedRun:
@@ -95,6 +105,8 @@ def check_memory(run: PlannedRun) -> None:
     """
     device = pick_device(run.run.settings.device)
     needed = 4 * _weights_bytes(run) - FLOAT_BYTES * run.cost.num_params_lookup
+    if run.run.settings.parallel == "fsdp":
+        needed //= num_ranks()  # but for the tables, of which each rank holds all
     available = machine.available_bytes(device)
     if available is not None and needed > available:
         raise UserError(

@@ -5,8 +5,10 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import nn
 
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.durable import publish, write_atomically, write_synced
 from peer_scaling.record import RECORD, RunRecord, record_text
+from peer_scaling.shards import whole
 
 WEIGHTS = "model.safetensors"
 
@@ -23,11 +25,15 @@ def write_record(record: RunRecord, folder: Path) -> Path:
     return path
 
 
-def save_weights(model: nn.Module, folder: Path) -> Path:
-    """Write parameters and buffers to `model.safetensors`, complete or not at all."""
+def save_weights(model: nn.Module, folder: Path, world: World = ALONE) -> Path:
+    """Write parameters and buffers to `model.safetensors`, complete or not at all; called on all
+    ranks, written by the first.
+    """
     path = folder / WEIGHTS
     temporary = path.with_suffix(".tmp")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    tensors = {n: whole(t.detach()).cpu().contiguous() for n, t in model.state_dict().items()}
+    if not world.is_first:
+        return path
     write_synced(temporary, save(tensors), "weights")
     publish(temporary, path, "weights")
     return path

@@ -13,6 +13,7 @@ from peer_scaling.ffw.base import FFWConfig
 from peer_scaling.kernels.dispatch import BACKENDS
 from peer_scaling.model import Decoder, DecoderConfig, build_model, model_cost
 from peer_scaling.optim import OptimConfig, peak_lr
+from peer_scaling.parallel import PARALLEL
 from peer_scaling.paths import NAME, NAME_RULE
 from peer_scaling.track import TrackerConfig
 
@@ -32,9 +33,10 @@ class Settings:
     seed: int = 0
     """Seed of the initial weights."""
     batch_size: int = 4
-    """Sequences per optimiser step."""
+    """Sequences per optimiser step, of all devices together."""
     micro_batch: int | Literal["auto"] | None = None
-    """Sequences per forward pass; by default all of a step. `auto`: as many as fit (memory.py)."""
+    """Sequences per forward pass, of all devices together; by default all of a step. `auto`: as
+    many as fit (memory.py)."""
     precision: str = "float32"
     """`float32`, or `bfloat16` for autocast."""
     compile: bool = False
@@ -49,6 +51,10 @@ class Settings:
     """`auto` (a GPU if there is one), or a name that PyTorch knows."""
     threads: int | None = None
     """CPU threads; by default PyTorch's choice."""
+    parallel: str = "ddp"
+    """What several processes (torchrun) do with the model: a name in `peer_scaling.parallel`."""
+    rank_timeout_seconds: float = 600.0
+    """How long one of them waits for another before it fails."""
     runs_dir: str = "runs"
     save_model: bool = True
     log_lines: int = 100
@@ -60,7 +66,14 @@ class Settings:
     def __post_init__(self) -> None:
         problems = [
             f"{name}={getattr(self, name)} must be positive"
-            for name in ("batch_size", "micro_batch", "threads", "log_lines", "budget")
+            for name in (
+                "batch_size",
+                "micro_batch",
+                "threads",
+                "log_lines",
+                "budget",
+                "rank_timeout_seconds",
+            )
             if getattr(self, name) not in (None, AUTO) and not getattr(self, name) > 0
         ]
         micro_batch = self.micro_batch
@@ -70,6 +83,8 @@ class Settings:
             problems.append(f"seed={self.seed} must be in [0, 2^63)")
         if self.kernels not in BACKENDS:
             problems.append(f"kernels={self.kernels!r} is unknown; use {', '.join(BACKENDS)}")
+        if self.parallel not in PARALLEL:
+            problems.append(f"parallel={self.parallel!r} is unknown; use {', '.join(PARALLEL)}")
         if self.precision not in PRECISIONS:
             problems.append(f"precision={self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
         if self.progress not in ("auto", "bar", "lines", "off"):

@@ -12,10 +12,11 @@ from peer_scaling.checkpoint import (
     Checkpoints,
     Snapshot,
 )
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.errors import first_line
 from peer_scaling.machine import git_commit
 from peer_scaling.planned import SEMANTICS, PlannedRun
-from peer_scaling.snapshot import TrainingState, put_back, take_snapshot
+from peer_scaling.snapshot import TrainingState, put_back, share_snapshot, take_snapshot
 
 FIRST_RETRY_SECONDS = 10.0
 """After a save that failed; doubled each time, up to the interval between saves."""
@@ -27,17 +28,21 @@ class NoDurableCheckpointError(Exception):
 
 @final
 class Saver:
-    """Saves one run and finds what an earlier attempt saved."""
+    """Saves one run and finds what an earlier attempt saved. Of several ranks the first one reads,
+    writes and has the clock, and the others do as it says.
+    """
 
     def __init__(
         self,
         planned: PlannedRun,
         build: Callable[[], TrainingState],
         clock: Callable[[], float] = time.monotonic,
+        world: World = ALONE,
     ) -> None:
         self.state = build()
         """Model and optimiser of the run."""
-        self._build, self._clock = build, clock
+        self._build, self._clock, self._world = build, clock, world
+        self._gathers = world.is_first or planned.run.settings.parallel == "fsdp"
         self._config, self._identity = planned.run.checkpoint, planned.identity
         self._facts = {
             "tokens_per_step": planned.plan.batch_tokens,
@@ -58,11 +63,12 @@ class Saver:
 
     def resume(self) -> tuple[Snapshot, list[float]] | None:
         """Put the newest good checkpoint back; it and the loss of every step so far."""
-        while snapshot := self._store.newest(self._identity):
+        while snapshot := self._newest():
             try:
                 losses = put_back(snapshot, self.state)
             except CheckpointError as error:
-                self._store.reject(snapshot.step, str(error))
+                if self._world.is_first:
+                    self._store.reject(snapshot.step, str(error))
                 self.state = self._build()  # what was there may be half overwritten
                 continue
             self._saved_step = snapshot.step
@@ -73,7 +79,8 @@ class Saver:
         """Whether to save after this step: by tokens, or by the time since the last save."""
         by_tokens = bool(self.every_steps) and step % self.every_steps == 0
         by_time = self._config.every_seconds is not None or self._failed_in_a_row > 0
-        return by_tokens or (by_time and self._clock() - self._last >= self._wait)
+        own = by_tokens or (by_time and self._clock() - self._last >= self._wait)
+        return self._world.any(own and self._world.is_first)
 
     def save(self, losses: list[float], history: str, facts: dict[str, Any]) -> bool:
         """Save the run after one step per loss; whether that step is durable now.
@@ -85,11 +92,8 @@ class Saver:
         if self._saved_step == len(losses):
             return True
         began = self._clock()
-        try:
-            facts = self._facts | facts
-            self._store.save(take_snapshot(self.state, self._identity, losses, history, facts))
-        except (OSError, SafetensorError) as error:
-            self._failed(len(losses), first_line(error))
+        if not self._world.any(self._write(losses, history, facts)):
+            self._failed(len(losses))
             return False
         self._saved_step, self._failed_in_a_row = len(losses), 0
         self._last = self._clock()
@@ -106,13 +110,34 @@ class Saver:
         if self._error and self._saved_step is None and not save():
             raise NoDurableCheckpointError(f"no durable checkpoint: {self._error}")
 
-    def _failed(self, step: int, cause: str) -> None:
+    def _newest(self) -> Snapshot | None:
+        found = self._store.newest(self._identity) if self._world.is_first else None
+        return share_snapshot(found, self._world)
+
+    def _write(self, losses: list[float], history: str, facts: dict[str, Any]) -> bool:
+        """Whether this rank made the run durable; only the first one tries to."""
+        if not self._gathers:
+            return False
+        facts = self._facts | facts
+        snapshot = take_snapshot(self.state, self._identity, losses, history, facts)
+        if not self._world.is_first:
+            return False
+        try:
+            self._store.save(snapshot)
+        except (OSError, SafetensorError) as error:
+            self._error = first_line(error)
+            return False
+        return True
+
+    def _failed(self, step: int) -> None:
         self._failed_in_a_row += 1
-        self._error, self._last = cause, self._clock()
+        self._error = self._error or "the first rank says why"
+        self._last = self._clock()
         backoff = FIRST_RETRY_SECONDS * 2 ** (self._failed_in_a_row - 1)
         self._wait = min(backoff, self._config.every_seconds or backoff)
-        print(
-            f"checkpoint after step {step} NOT saved: {cause}; training goes on, next try in "
-            f"{self._wait:.0f} s",
-            flush=True,
-        )
+        if self._world.is_first:
+            print(
+                f"checkpoint after step {step} NOT saved: {self._error}; training goes on, next "
+                f"try in {self._wait:.0f} s",
+                flush=True,
+            )

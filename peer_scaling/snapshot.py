@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from peer_scaling.adamw import AdamW
 from peer_scaling.checkpoint import CheckpointError, Snapshot
+from peer_scaling.distributed import World
+from peer_scaling.parallel import Parallel
 from peer_scaling.rng import capture_rng, restore_rng
+from peer_scaling.shards import fill, whole
 
 MOMENTS = {"moments": "exp_avg", "squares": "exp_avg_sq"}
 """File of a checkpoint -> what it holds of AdamW's state."""
@@ -28,6 +31,8 @@ class TrainingState:
 
     model: nn.Module
     optimizer: AdamW
+    parallel: Parallel | None = None
+    """How both are spread over ranks; None for one process."""
 
     def digest(self) -> str:
         """`state_digest` of both."""
@@ -37,7 +42,7 @@ class TrainingState:
 def take_snapshot(
     state: TrainingState, identity: str, losses: list[float], history: str, facts: dict[str, Any]
 ) -> Snapshot:
-    """Everything a checkpoint holds.
+    """Everything a checkpoint holds; called on all ranks if they have the state in parts.
 
     Args:
         state: model and optimiser after one update per loss.
@@ -49,7 +54,7 @@ def take_snapshot(
     rng, rng_tensors = capture_rng()
     named = dict(state.model.named_parameters())
     moments = {
-        file: {name: state.optimizer.state[p][key].cpu() for name, p in _with_state(state, named)}
+        file: {n: whole(state.optimizer.state[p][key]).cpu() for n, p in _with_state(state, named)}
         for file, key in MOMENTS.items()
     }
     counts = {
@@ -58,7 +63,7 @@ def take_snapshot(
     }
     course = {"losses": torch.tensor(losses, dtype=torch.float64)}
     course |= {f"rng.{name}": tensor for name, tensor in rng_tensors.items()} | counts
-    model = {name: tensor.detach().cpu() for name, tensor in state.model.state_dict().items()}
+    model = {name: whole(t.detach()).cpu() for name, t in state.model.state_dict().items()}
     return Snapshot(
         step=len(losses),
         identity=identity,
@@ -93,6 +98,43 @@ def put_back(snapshot: Snapshot, state: TrainingState) -> list[float]:
     return course["losses"].tolist()
 
 
+def share_snapshot(snapshot: Snapshot | None, world: World) -> Snapshot | None:
+    """The first rank's snapshot, on all ranks: the others need not see its disk."""
+    if world.size == 1:
+        return snapshot
+    header = world.first(lambda: snapshot and _header(snapshot))
+    if header is None:
+        return None
+    tensors = snapshot.tensors if snapshot else _empty(header.pop("tensors"))
+    for named in tensors.values():
+        for tensor in named.values():
+            world.share_tensor(tensor)
+    header.pop("tensors", None)
+    return Snapshot(tensors=tensors, **header)
+
+
+def _header(snapshot: Snapshot) -> dict[str, Any]:
+    """All of it as JSON values, tensors as their types and shapes."""
+    tensors = {
+        file: {
+            name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in named.items()
+        }
+        for file, named in snapshot.tensors.items()
+    }
+    fields = ("step", "identity", "digest", "state", "history")
+    return {name: getattr(snapshot, name) for name in fields} | {"tensors": tensors}
+
+
+def _empty(forms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
+    return {
+        file: {
+            name: torch.empty(shape, dtype=getattr(torch, dtype))
+            for name, (dtype, shape) in named.items()
+        }
+        for file, named in forms.items()
+    }
+
+
 def state_digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """sha256 of every parameter, buffer and optimiser tensor, with names, types and shapes.
 
@@ -101,7 +143,7 @@ def state_digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in _tensors(model, optimizer):
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = whole(tensor.detach()).cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -129,7 +171,7 @@ def _put_back_moments(snapshot: Snapshot, state: TrainingState) -> None:
     for name in snapshot.tensors["moments"]:
         own = state.optimizer.state_of(named[name])
         for file, key in MOMENTS.items():
-            own[key].copy_(snapshot.tensors[file][name])
+            fill(own[key], snapshot.tensors[file][name])
         own["step"].copy_(course[f"count.{name}"])
 
 
@@ -139,4 +181,4 @@ def _copy_all(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
             raise RuntimeError(f"{name} is {tuple(saved[name].shape)} {saved[name].dtype}")
-        tensor.copy_(saved[name])
+        fill(tensor, saved[name])

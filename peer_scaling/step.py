@@ -20,6 +20,7 @@ from peer_scaling.evaluate import Evaluation, evaluate, num_batches
 from peer_scaling.ffw.base import FFW
 from peer_scaling.kernels.dispatch import use_backend
 from peer_scaling.optim import set_lr
+from peer_scaling.parallel import Alone, Parallel
 from peer_scaling.run import Run
 
 
@@ -64,9 +65,18 @@ class Stepper:
     counts stay as they were before the first bad step, and the host need not wait to know.
     """
 
-    def __init__(self, run: Run, model: nn.Module, optimizer: AdamW, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        optimizer: AdamW,
+        device: torch.device,
+        parallel: Parallel | None = None,
+    ) -> None:
+        """`parallel`, by default of one process, is what spreads the model over ranks."""
         self._run, self._optimizer, self._device = run, optimizer, device
-        self._model = model
+        self._parallel = parallel or Alone(model)
+        self.world = self._parallel.world
         if run.settings.compile:
             _compile(model)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -75,21 +85,25 @@ class Stepper:
         optimizer.found_inf = self._bad
 
     def step(self, tokens: np.ndarray, factor: float) -> StepResult:
-        """One update on a batch of int64 (B, T + 1) tokens, at `factor` times the peak rate.
+        """One update on a batch of int64 (B, T + 1) tokens, at `factor` times the peak rate; of
+        several ranks, each has its own sequences of the batch, and all get the same numbers.
 
         The host does not wait for the device. The update is left out if its loss or norm is not
         finite, or those of an earlier step were not; `read_results` tells.
         """
         tokens_BT = self._to_device(tokens)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for part_BT in tokens_BT.split(self._run.forward_sequences):
-            total += self._backward(part_BT, share=len(part_BT) / len(tokens_BT))
-        norm = clip_gradients(self._parameters, self._run.optim.clip)
+        size = self._run.forward_sequences // self.world.size
+        for end, part_BT in enumerate(tokens_BT.split(size), 1):
+            with self._parallel.accumulating(last=end * size >= len(tokens_BT)):
+                total += self._backward(part_BT, share=len(part_BT) / len(tokens_BT))
+        total = self._parallel.exchange(total)
+        norm = clip_gradients(self._parameters, self._run.optim.clip, self._parallel.total_norm)
         self._bad.copy_((self._bad > 0) | ~(total.isfinite() & norm.isfinite()))
         set_lr(self._optimizer, factor)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(total / tokens_BT[:, 1:].numel(), norm)
+        return StepResult(total / (tokens_BT[:, 1:].numel() * self.world.size), norm)
 
     def evaluate(self, corpus: Corpus, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Loss on the validation set; `check`, called before each batch, may raise to leave."""
@@ -99,16 +113,16 @@ class Stepper:
         whole = self._run.settings.batch_size
         batches = num_batches(self._run.eval, windows, whole) * (whole // size)
         autocast = self._autocast()
-        return evaluate(self._model, windows, batches, size, self._device, autocast, check)
+        losses, world = self._parallel.losses, self.world
+        return evaluate(losses, windows, batches, size, self._device, autocast, check, world)
 
     def _backward(self, tokens_BT: torch.Tensor, share: float) -> torch.Tensor:
         """Accumulate the gradient of `share` of the step's mean loss; the summed cross-entropy."""
         with self._autocast():
-            output = self._model(tokens_BT[:, :-1])
-            summed = output.cross_entropy_sum(tokens_BT[:, 1:])
-        mean = summed / tokens_BT[:, 1:].numel()
+            output = self._parallel.losses(tokens_BT)
+        mean = output.cross_entropy_sum / tokens_BT[:, 1:].numel()
         ((mean + output.aux_loss) * share).backward()
-        return summed.detach()
+        return output.cross_entropy_sum.detach()
 
     def _to_device(self, tokens: np.ndarray) -> torch.Tensor:
         tokens_BT = torch.from_numpy(tokens)

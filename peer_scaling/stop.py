@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, final
 
@@ -26,9 +27,11 @@ class StopFlag:
     plug-ins (submitit) requeue a job from their handler and end the process there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, largest: Callable[[int], int] = int) -> None:
+        """`largest` makes one number of those of all processes that train the run."""
         self.signal: signal.Signals | None = None
-        """The first one that came."""
+        """The first one that came to this process."""
+        self._largest, self._agreed = largest, 0
         self._interrupts = 0
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -47,14 +50,19 @@ class StopFlag:
             # None: set by something that is not Python, and cannot be set again from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    def poll(self) -> bool:
+        """Whether the run was asked to stop: by a signal to any of its processes."""
+        self._agreed = self._agreed or self._largest(self.signal or 0)
+        return bool(self._agreed)
+
     def check(self) -> None:
         """Raise if the run was asked to stop.
 
         Raises:
             StoppedError: it was.
         """
-        if self.signal is not None:
-            raise StoppedError(f"stopped by {self.signal.name}")
+        if self.poll():
+            raise StoppedError(f"stopped by {signal.Signals(self._agreed).name}")
 
     def chain(self) -> None:
         """Call what would have handled the signal that came, unless it is Python's own default."""

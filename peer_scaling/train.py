@@ -4,6 +4,8 @@ The training loop is in `loop.py`, one update in `step.py`, one batch in `data.p
 `model.py`.
 """
 
+import json
+import os
 import sys
 import time
 import traceback
@@ -19,6 +21,7 @@ from peer_scaling.checkpoint import remove_checkpoints
 from peer_scaling.cli import run_command
 from peer_scaling.config import run_from
 from peer_scaling.display import PLAN_COLUMNS, plan_row, result_line, table_text
+from peer_scaling.distributed import ALONE, World, joined
 from peer_scaling.errors import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -36,12 +39,19 @@ from peer_scaling.planned import PlannedRun, plan_run
 from peer_scaling.preflight import check_disk, check_memory, check_run
 from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.publish import write_record
-from peer_scaling.record import RECORD, TERMINAL, RunRecord, budget_label, find_record
+from peer_scaling.record import (
+    RECORD,
+    TERMINAL,
+    RunRecord,
+    budget_label,
+    find_record,
+    record_text,
+)
 from peer_scaling.saver import NoDurableCheckpointError
 from peer_scaling.step import DivergedError, pick_device, product_dtype, torch_settings
 from peer_scaling.stop import StopFlag, StoppedError
 from peer_scaling.sweeper import IsoflopSweeper
-from peer_scaling.track import RunLabels, start_tracker
+from peer_scaling.track import NullTracker, RunLabels, Tracker, start_tracker
 
 
 def main() -> None:
@@ -58,6 +68,8 @@ def task(config: DictConfig) -> int:
     run = run_from(config)
     planned = check_run(run)
     if run.settings.dry_run:
+        if os.environ.get("RANK", "0") != "0":
+            return EXIT_DONE
         planned = plan_run(run, find_prepared(run.data))
         record = find_record(planned.closed_folder())
         state = record.status if record else "missing"
@@ -65,7 +77,9 @@ def task(config: DictConfig) -> int:
         print(table_text(PLAN_COLUMNS, [row]))
         return EXIT_DONE
     check_memory(planned)
-    return exit_code(run_once(memory.settled(run, prepare(run.data, planned.plan.tokens))))
+    with joined(pick_device(run.settings.device), run.settings.rank_timeout_seconds) as world:
+        corpus = world.once_per_machine(lambda: prepare(run.data, planned.plan.tokens))
+        return exit_code(run_once(memory.settled(run, corpus), world))
 
 
 def exit_code(record: RunRecord) -> int:
@@ -75,56 +89,80 @@ def exit_code(record: RunRecord) -> int:
     return {"done": EXIT_DONE, "diverged": EXIT_DIVERGED}.get(record.status, EXIT_FAILED)
 
 
-def run_once(planned: PlannedRun) -> RunRecord:
-    """Train a run unless its record says that it has ended; the record in either case.
+def run_once(planned: PlannedRun, world: World = ALONE) -> RunRecord:
+    """Train a run unless its record says that it has ended; the record in either case. Called by
+    all ranks of `world`; the first one writes and prints.
 
     Raises:
         StoppedError: a signal stopped it, and it is saved as far as it got.
         UserError: the disk has no room for its checkpoints, or a link at or in the run's folder
             leads out of the folder of runs; nothing was started.
     """
-    earlier = find_record(planned.closed_folder())
+    earlier = _earlier_record(planned, world)
     if earlier and earlier.status in TERMINAL:
-        print(f"{earlier.status} before, not trained again: {planned.folder / RECORD}")
-        remove_checkpoints(planned.folder)
+        if world.is_first:
+            print(f"{earlier.status} before, not trained again: {planned.folder / RECORD}")
+            remove_checkpoints(planned.folder)
+        world.meet()
         return earlier
-    check_disk([planned])
-    with StopFlag() as stop:
+    world.first(lambda: check_disk([planned]))
+    with StopFlag(world.largest) as stop:
         try:
-            record = _attempt(planned, 1 + (earlier.attempts if earlier else 0), stop)
+            record = _attempt(planned, 1 + (earlier.attempts if earlier else 0), stop, world)
             if record.failure == "out_of_memory" and (run := memory.smaller(planned.run)):
                 record = _attempt_smaller(replace(planned, run=run), record, stop)
         except StoppedError:
+            world.meet()
             stop.chain()
             raise
-    if record.status in TERMINAL:
-        remove_checkpoints(planned.folder)
-    print(result_line(record), flush=True)
+        if world.is_first:
+            if record.status in TERMINAL:
+                remove_checkpoints(planned.folder)
+            print(result_line(record), flush=True)
+        if record.status in TERMINAL:
+            world.meet()
     return record
 
 
-def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
+def _earlier_record(planned: PlannedRun, world: World) -> RunRecord | None:
+    def text() -> str | None:
+        record = find_record(planned.closed_folder())
+        return record and record_text(record)
+
+    found = world.first(text)
+    return RunRecord(**json.loads(found)) if found else None
+
+
+def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag, world: World) -> RunRecord:
     """Train, and write a record in every outcome but an interruption."""
     started, course = time.perf_counter(), Course()
-    planned.folder.mkdir(parents=True, exist_ok=True)
-    tracker = start_tracker(planned.run.tracker, _labels(planned), planned.folder)
+    tracker: Tracker = NullTracker()
+    if world.is_first:
+        planned.folder.mkdir(parents=True, exist_ok=True)
+        tracker = start_tracker(planned.run.tracker, _labels(planned), planned.folder)
     results: dict[str, Any] = {}
     status, reason, failure = "done", None, None
     try:
         with torch_settings(planned.run):
-            device = pick_device(planned.run.settings.device)
-            results["environment"] = machine.environment(device)
+            device = world.place(pick_device(planned.run.settings.device))
+            results["environment"] = machine.environment(device) | world.facts()
             dtype = product_dtype(planned.run.settings.precision)
-            results["matmul_peak_flops_per_second"] = machine.matmul_peak(device, dtype)
-            results |= train(planned, tracker, course, stop)
+            peak = world.size * machine.matmul_peak(device, dtype)
+            results["matmul_peak_flops_per_second"] = peak
+            results |= train(planned, tracker, course, stop, world)
     except DivergedError as error:
         status, reason = "diverged", f"after step {course.step}: {error}"
     except Exception as error:  # whatever it is, the record says so and a study goes on
         reason = f"{type(error).__name__}: {without_secrets(str(error))}"
         status, failure, text = "failed", _failure(error), traceback_text(error)
+        world.report(failure, reason)
+        if other := world.reported():
+            failure = other[0] if failure == "error" else failure
+            reason = f"{reason}; {other[1]}"
         print(text, end="", file=sys.stderr)
-        with suppress(OSError):  # a full disk, which the next lines say
-            (planned.folder / "error.txt").write_text(text)
+        if world.is_first:
+            with suppress(OSError):  # a full disk, which the next lines say
+                (planned.folder / "error.txt").write_text(text)
         traceback.clear_frames(error.__traceback__)  # they hold the model
     except BaseException:  # stopped: no record, the next start continues
         tracker.finish("interrupted", {})
@@ -138,11 +176,12 @@ def _attempt(planned: PlannedRun, attempts: int, stop: StopFlag) -> RunRecord:
         attempts=attempts,
         wall_seconds=course.earlier_seconds + time.perf_counter() - started,
     )
-    try:
-        write_record(record, planned.folder)
-    except OSError as error:  # what is not written down has not happened
-        lost = {"status": "failed", "failure": "error", "reason": f"no record written: {error}"}
-        record = replace(record, **lost)
+    if world.is_first:
+        try:
+            write_record(record, planned.folder)
+        except OSError as error:  # what is not written down has not happened
+            lost = {"status": "failed", "failure": "error", "reason": f"no record written: {error}"}
+            record = replace(record, **lost)
     tracker.finish(record.status, {"loss": record.loss, "perplexity": record.perplexity})
     return record
 
@@ -159,7 +198,7 @@ def _attempt_smaller(planned: PlannedRun, failed: RunRecord, stop: StopFlag) -> 
         f"micro_batch={planned.run.forward_sequences}",
         flush=True,
     )
-    return _attempt(planned, failed.attempts + 1, stop)
+    return _attempt(planned, failed.attempts + 1, stop, ALONE)
 
 
 def _failure(error: Exception) -> str:

@@ -15,6 +15,7 @@ from peer_scaling.evaluate import EvalConfig, ExpertUse, evaluate, num_batches
 from peer_scaling.ffw.base import Routing
 from peer_scaling.history import Course
 from peer_scaling.loop import next_interval
+from peer_scaling.parallel import Losses
 from peer_scaling.prepare import prepare
 from peer_scaling.publish import load_weights
 from peer_scaling.record import HISTORY, RECORD, read_record
@@ -286,7 +287,7 @@ def test_evaluation_equals_a_plain_mean(tmp_path):
     windows = Windows(prepare(planned.run.data), "validation", 64)
     batches = num_batches(EvalConfig(tokens=2048), windows, 4)
     off = torch.autocast("cpu", enabled=False)
-    result = evaluate(model, windows, batches, 4, torch.device("cpu"), off)
+    result = evaluate(Losses(model), windows, batches, 4, torch.device("cpu"), off)
     rows = torch.from_numpy(windows.read(np.arange(32)))
     with torch.no_grad():
         logits = model.eval()(rows[:, :-1]).logits_BTV

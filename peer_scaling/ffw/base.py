@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from peer_scaling.cost import Cost
+from peer_scaling.distributed import World
 from peer_scaling.kernels.activations import ACTIVATIONS
 
 
@@ -60,6 +61,17 @@ class FFW(nn.Module, ABC):
     @abstractmethod
     def optim_groups(self) -> list[ParamGroup]:
         """Every parameter of the layer exactly once."""
+
+    def spread(self, world: World) -> None:
+        """Be told of the ranks that share each forward pass. A layer whose `batch_coupled` is true
+        computes what one rank would; others have nothing to do.
+        """
+        del world
+
+    @property
+    def row_tables(self) -> tuple[nn.Parameter, ...]:
+        """Parameters whose gradient comes as rows, and is exchanged as rows."""
+        return ()
 
     @property
     def compiles(self) -> bool:

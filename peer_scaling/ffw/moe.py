@@ -5,12 +5,15 @@ expert takes the `capacity` tokens that score highest for it, with the score as 
 all tokens of a forward pass, later ones included, so it is not causal: its loss is not comparable
 with that of a causal layer (docs/deviations.md).
 
+Where several ranks share a forward pass, its tokens are those of all of them: a rank computes its
+own tokens' part of what one would.
+
 Token choice (Shazeer et al. 2017, 1701.06538; Fedus et al. 2021, 2101.03961): each token takes its
 `top_k` experts, dropless, with the balance loss of Fedus et al., equation (4).
 
 Shape suffixes: B batch, T time, M = B * T tokens, D model width, E experts, F hidden width of one
 expert, C tokens per expert, K experts per token, Q = M * K pairs of a token and an expert, sorted
-by expert.
+by expert; W ranks.
 """
 
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from peer_scaling.cost import Cost
+from peer_scaling.distributed import ALONE, World
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import (
     ACTIVATIONS,
@@ -132,6 +136,7 @@ class MoEFFW(FFW):
     ) -> None:
         super().__init__()
         self.config = config
+        self.world = ALONE
         self.activation = ACTIVATIONS[config.activation]
         num_experts, d_hidden = config.num_experts, config.ratio * d_model
         self.router_ED = normal((num_experts, d_model), d_model**-0.5, generator)
@@ -144,8 +149,12 @@ class MoEFFW(FFW):
         x_MD = x_BTD.flatten(0, 1)
         logits_ME = functional.linear(x_MD, self.router_ED)
         score_ME = torch.softmax(logits_ME, dim=-1, dtype=_at_least_float32(logits_ME))
-        route = self._expert_choice if self.config.router == "expert_choice" else self._token_choice
-        y_MD, aux_loss, stats = route(x_MD, score_ME)
+        if self.config.router == "token_choice":
+            y_MD, aux_loss, stats = self._token_choice(x_MD, score_ME)
+        elif self.world.size > 1:
+            y_MD, aux_loss, stats = self._expert_choice_of_ranks(x_MD, score_ME)
+        else:
+            y_MD, aux_loss, stats = self._expert_choice(x_MD, score_ME)
         return FFWOutput(y_MD.view_as(x_BTD), aux_loss, stats)
 
     def _expert_choice(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
@@ -160,6 +169,25 @@ class MoEFFW(FFW):
         y_MD = out_ECD.new_zeros(x_MD.shape).index_add(0, token_EC.flatten(), out_ECD.flatten(0, 1))
         expert_EC = torch.arange(len(token_EC), device=x_MD.device)[:, None].expand_as(token_EC)
         stats = Routing(expert_EC, gate_EC.detach(), self.config.num_experts)
+        return FFWOutput(y_MD, x_MD.new_zeros(()), stats)
+
+    def _expert_choice_of_ranks(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
+        """Each expert chooses among the tokens of all ranks; the pairs of own tokens are computed.
+        Waits for the device: how many there are is data.
+        """
+        scores_EM = torch.cat(self.world.gather(score_ME.detach())).T
+        token_EC = scores_EM.topk(self.config.capacity(scores_EM.shape[1]), dim=-1).indices
+        token_EC = token_EC.sort(dim=-1).values - self.world.rank * len(x_MD)
+        own_EC = (token_EC >= 0) & (token_EC < len(x_MD))
+        end_E = own_EC.sum(dim=1).cumsum(0).to(torch.int32)
+        expert_Q, place_Q = own_EC.nonzero().unbind(1)
+        token_Q = token_EC[expert_Q, place_Q]
+        gate_Q = score_ME[token_Q, expert_Q]
+        hidden_QF = self.activation(grouped_linear(x_MD[token_Q], self.in_EFD, end_E))
+        out_QD = grouped_linear(hidden_QF, self.out_EDF, end_E)
+        out_QD = out_QD * gate_Q[:, None].to(out_QD.dtype)
+        y_MD = out_QD.new_zeros(x_MD.shape).index_add(0, token_Q, out_QD)
+        stats = Routing(expert_Q, gate_Q.detach(), self.config.num_experts)
         return FFWOutput(y_MD, x_MD.new_zeros(()), stats)
 
     def _token_choice(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
@@ -179,11 +207,24 @@ class MoEFFW(FFW):
         return FFWOutput(y_MD, self._balance_loss(score_ME, expert_MK), stats)
 
     def _balance_loss(self, score_ME: Tensor, expert_MK: Tensor) -> Tensor:
-        """Coefficient x E x sum_e (share of choices) (mean score): Fedus et al., equation (4)."""
+        """Coefficient x E x sum_e (share of choices) (mean score): Fedus et al., equation (4).
+
+        Shares are those of all ranks, mean scores a rank's own: the mean over ranks is the loss.
+        """
         num_experts = self.config.num_experts
-        chosen_E = torch.bincount(expert_MK.flatten(), minlength=num_experts) / expert_MK.numel()
+        count_E = self.world.sum_(torch.bincount(expert_MK.flatten(), minlength=num_experts))
+        chosen_E = count_E / (expert_MK.numel() * self.world.size)
         mean_score_E = score_ME.mean(dim=0)
         return self.config.balance_loss * num_experts * (chosen_E * mean_score_E).sum()
+
+    def spread(self, world: World) -> None:
+        """Choose among the tokens of all ranks."""
+        self.world = world
+
+    @property
+    def compiles(self) -> bool:
+        """Unless it asks other ranks."""
+        return self.world.size == 1
 
     def optim_groups(self) -> list[ParamGroup]:
         """Everything is a matrix and decays."""

@@ -14,8 +14,9 @@ L = heads x kept per head.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from peer_scaling.distributed import World
 from peer_scaling.ffw.base import (
     FFW,
     FFWOutput,
@@ -80,6 +81,16 @@ class PEERFFW(FFW):
             )
         stats = Routing(index_ML, gate_ML.detach(), self.config.num_experts)
         return FFWOutput(y_MD.to(x_BTD.dtype).view_as(x_BTD), x_BTD.new_zeros(()), stats)
+
+    def spread(self, world: World) -> None:
+        """The query norm takes the statistics of all ranks."""
+        self.router.spread(world)
+
+    @property
+    def row_tables(self) -> tuple[nn.Parameter, ...]:
+        """The tables, unless their gradient is dense."""
+        rows = TableGradient(self.config.table_gradient) is TableGradient.ROWS
+        return (self.down_ND, self.up_ND) if rows else ()
 
     @property
     def compiles(self) -> bool:

@@ -7,8 +7,9 @@ L = heads x kept per head.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from peer_scaling.distributed import World
 from peer_scaling.ffw.base import FFW, FFWOutput, ParamGroup, Routing, normal
 from peer_scaling.ffw.product_key import ProductKeyConfig, ProductKeyRouter
 from peer_scaling.kernels.experts import weighted_rows
@@ -55,6 +56,16 @@ class PKMFFW(FFW):
             y_MD = weighted_rows(index_ML, gate_ML, self.value_ND, form)
         stats = Routing(index_ML, gate_ML.detach(), self.config.num_experts)
         return FFWOutput(y_MD.to(x_BTD.dtype).view_as(x_BTD), x_BTD.new_zeros(()), stats)
+
+    def spread(self, world: World) -> None:
+        """The query norm takes the statistics of all ranks."""
+        self.router.spread(world)
+
+    @property
+    def row_tables(self) -> tuple[nn.Parameter, ...]:
+        """The tables, unless their gradient is dense."""
+        rows = TableGradient(self.config.table_gradient) is TableGradient.ROWS
+        return (self.value_ND,) if rows else ()
 
     @property
     def compiles(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from peer_scaling.cost import BYTES_PER_VALUE, Cost
+from peer_scaling.distributed import ALONE, World, summed
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import FFWConfig, ParamGroup, normal
 from peer_scaling.kernels.product_keys import product_key_topk
@@ -152,6 +153,11 @@ class ProductKeyRouter(nn.Module):
             gate_MHK = torch.softmax(top.score_MHK, dim=-1)
         return Retrieved(top.index_MHK.flatten(1), gate_MHK.flatten(1))
 
+    def spread(self, world: World) -> None:
+        """Normalise over the tokens of all ranks."""
+        if isinstance(self.norm, QueryBatchNorm):
+            self.norm.world = world
+
     def _normed(self, query_MQ: Tensor) -> Tensor:
         heads, width = self.config.num_heads, self.config.key_dim
         if self.config.query_norm == "layer":
@@ -168,9 +174,41 @@ class ProductKeyRouter(nn.Module):
         ]
 
 
+class QueryBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the tokens of all ranks, which have as many each.
+
+    As `torch.nn.SyncBatchNorm`, which knows no CPU: to rounding what one rank does with all tokens,
+    running statistics included.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.world = ALONE
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
+        """Normalise (tokens, features)."""
+        if self.world.size == 1 or not self.training:
+            return super().forward(input)
+        mean_Q = summed(input.mean(dim=0)) / self.world.size
+        centred_MQ = input - mean_Q
+        variance_Q = summed(centred_MQ.square().mean(dim=0)) / self.world.size
+        self._track(mean_Q.detach(), variance_Q.detach(), len(input) * self.world.size)
+        scale_Q = self.weight * torch.rsqrt(variance_Q + self.eps)
+        return torch.addcmul(self.bias, centred_MQ, scale_Q)
+
+    def _track(self, mean_Q: Tensor, variance_Q: Tensor, tokens: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean_Q, self.momentum)
+        self.running_var.lerp_(variance_Q * (tokens / max(1, tokens - 1)), self.momentum)
+
+
 def _query_norm(config: ProductKeyConfig) -> nn.Module:
     if config.query_norm == "batch":
-        return nn.BatchNorm1d(config.num_heads * config.key_dim)
+        return QueryBatchNorm(config.num_heads * config.key_dim)
     if config.query_norm == "layer":
         return nn.LayerNorm(config.key_dim)
     return nn.Identity()

@@ -116,7 +116,7 @@ def _cast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _supported(x_MD: Tensor, weight_EFD: Tensor) -> bool:
-    if x_MD.dtype != weight_EFD.dtype or x_MD.dtype not in GROUPED_TYPES:
+    if x_MD.dtype != weight_EFD.dtype or x_MD.dtype not in GROUPED_TYPES or not len(x_MD):
         return False
     widths = weight_EFD.shape[1:]
     return all(width * x_MD.element_size() % ALIGNMENT == 0 for width in widths)
