@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+import torch._dynamo  # else the first run of a process takes two seconds more  # noqa: F401
 
 from peer_scaling.checkpoint import FOLDER, CheckpointError, verify
 from peer_scaling.record import HISTORY, RECORD, RunRecord, read_record
@@ -34,8 +35,6 @@ class Ended:
 
     code: int
     """Negative: the signal that killed it."""
-    running: float
-    """Seconds since it said how it begins."""
     output: str
 
     @property
@@ -76,7 +75,7 @@ class Runner:
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
-        return Ended(answer["code"], answer["running"], log.read_text(errors="replace"))
+        return Ended(answer["code"], log.read_text(errors="replace"))
 
     def _close(self):
         self._server.stdin.close()

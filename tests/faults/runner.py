@@ -46,8 +46,7 @@ def supervise(child, log, signals, when_begun, **_):
         ended, status = os.waitpid(child, os.WNOHANG)
         now = time.perf_counter()
         if ended:
-            code = os.waitstatus_to_exitcode(status)
-            return {"code": code, "running": now - (begun or now)}
+            return {"code": os.waitstatus_to_exitcode(status)}
         if begun is None and BEGUN.search(Path(log).read_bytes() if os.path.exists(log) else b""):
             begun = now
         since = begun if when_begun else started
