@@ -225,7 +225,8 @@ def _panel(ax: Axes, points: list[Point], title: str) -> None:
             )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    ax.set_xticks(sorted({p.num_experts for p in points}))
+    sizes = sorted({p.num_experts for p in points})
+    ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
     ax.set_xlabel("experts N")
     ax.set_title(title)
 

@@ -40,7 +40,7 @@ FSDP = ("moe", "peer")
 def options_of(base):
     """Of a run of so many steps exactly."""
     ffw, own = RUNS[base]
-    run = make_run("", *COMMON, *own, ffw=ffw)
+    run = make_run("runs", *COMMON, *own, ffw=ffw)
     return [*COMMON, *own, f"budget={STEPS * run.batch_tokens * run.cost().flops_per_token}"]
 
 

@@ -4,7 +4,7 @@ import netrc
 import os
 import sys
 
-from peer_scaling import errors, track, train
+from peer_scaling import errors, memory, track, train
 
 WHERE = sys.argv.pop(1)
 
@@ -17,7 +17,7 @@ def crash(*arguments, **named):
 if WHERE == "training":
     train.train = crash
 elif WHERE == "planning":
-    train.plan_run = crash
+    memory.plan_run = crash
 elif WHERE == "tracker":
     track.WandbTracker = crash
 elif WHERE == "unprotected":

@@ -63,7 +63,6 @@ class Hang(BaseException):
 
 
 def main():
-    from analysis.cli import main as analyse
     from peer_scaling import cli, config, guard, planned, status, sweeper, train
     from peer_scaling.cli import run_command
     from peer_scaling.config import run_from
@@ -87,8 +86,11 @@ def main():
     Estimator.seconds = lambda self, planned: 0.0  # times a model for the plan of a study
     signal.signal(signal.SIGALRM, cut_off)
     task = {"check": check, "train": train.task, "commands": train.task}[sys.argv[1]]
-    mains = {"peer-status": status.main, "peer-analyze": analyse}
-    by_name = sys.argv[1] == "commands"
+    mains, by_name = {"peer-status": status.main}, sys.argv[1] == "commands"
+    if by_name:  # not otherwise: matplotlib makes itself a folder at home
+        from analysis.cli import main as analyse
+
+        mains["peer-analyze"] = analyse
     lines = os.fdopen(os.dup(1), "w")
     for folder, arguments in json.load(sys.stdin):
         os.chdir(folder)

@@ -84,8 +84,8 @@ UNGUARDED = {
     "secret written": Case("reference", (*FAST, "variant=${oc.env:WANDB_API_KEY}")),
     "wrote escaped": Case("folder", (*FAST, "hydra.output_subdir=escaped")),
     "changed outside/file": Case(
-        "link", (*FAST, "study=own"), {"outside/file": "untouched"},
-        links={f"runs/own/{planned_id()}/history.jsonl": "../../../outside/file"},
+        "link", (*FAST, "study=own", "save_model=true"), {"outside/file": "untouched"},
+        links={f"runs/own/{planned_id()}/model.tmp": "../../../outside/file"},
     ),
 }  # fmt: skip
 

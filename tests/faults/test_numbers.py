@@ -75,12 +75,12 @@ class Poison:
     def _gradient(self, patch):
         real = step_module.clip_gradients
 
-        def clip(parameters, limit):
+        def clip(parameters, limit, *total_norm):
             if self.now:
                 grad = self._rng.choice([p.grad for p in parameters if p.grad is not None])
                 values = grad._values() if grad.is_sparse else grad
                 values.view(-1)[self._rng.randrange(values.numel())] = self.value
-            return real(parameters, limit)
+            return real(parameters, limit, *total_norm)
 
         patch.setattr(step_module, "clip_gradients", clip)
 

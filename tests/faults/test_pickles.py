@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from drive import run_all
-from peer_scaling.checkpoint import load_weights
+from peer_scaling.publish import load_weights
 from peer_scaling.tokenizer import load_tokenizer
 from pickles import FORMS, load
 from planned_runs import make_run
