@@ -61,7 +61,7 @@ def harm_of(case, path, within):
 
 
 def test_hostile_configurations_do_nothing(tmp_path):
-    cases = hostile(random.Random(30), count(20, 200))
+    cases = hostile(random.Random(30), count(30, 200))
     results, strays = attack(cases, tmp_path)
     bad = [(c.kind, c.arguments, c.files, o["err"][-500:], h) for c, _, o, h in results if h]
     tracebacks = [(c, o) for c, _, o, _ in results if "Traceback" in o["err"]]
