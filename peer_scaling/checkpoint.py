@@ -27,11 +27,11 @@ from torch import Tensor
 from peer_scaling.durable import publish, sync_folder, write_synced
 from peer_scaling.errors import check
 from peer_scaling.faultpoints import fault_point
+from peer_scaling.record import HISTORY
 
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.json"
-HISTORY = "history.jsonl"
 FORWARD_SEQUENCES = "forward_sequences"
 """In a snapshot's `state`: what the run was trained with; `micro_batch=auto` takes it again."""
 FORMAT = 1
@@ -118,7 +118,8 @@ class Checkpoints:
             if final.exists():  # of an earlier attempt, whose state was the same if it is whole
                 self._set_aside(final)
             publish(temporary, final, "checkpoint")
-            verify(final)
+            for _ in verified_files(final):
+                pass
         except CheckpointError as error:  # the disk gave back something else than was written
             self._set_aside(final)
             raise OSError(f"written, but read back as {error}") from error
@@ -229,21 +230,24 @@ def read_checkpoint(folder: Path) -> Snapshot:
 
 
 def verify(folder: Path) -> dict[str, bytes]:
-    """The contents of all files, each with the size and sha256 that the manifest gives.
+    """The contents of all files; see `verified_files` for what it raises."""
+    return dict(verified_files(folder))
+
+
+def verified_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file, one at a time, with the size and sha256 of the manifest.
 
     Raises:
         CheckpointError: with the first file that differs.
     """
-    entries = _read_manifest(folder)
-    contents = {}
-    for name, entry in entries.items():
+    for name, entry in _read_manifest(folder).items():
         try:
-            contents[name] = (folder / name).read_bytes()
+            content = (folder / name).read_bytes()
         except OSError as error:
             raise CheckpointError(f"{name} cannot be read ({error.strerror})") from error
-        if entry != _entry(contents[name]):
+        if entry != _entry(content):
             raise CheckpointError(f"{name} is damaged (size or sha256 differ)")
-    return contents
+        yield name, content
 
 
 def _write_files(snapshot: Snapshot, folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import signal
+import tracemalloc
 
 import pytest
+import torch
 
-from peer_scaling.checkpoint import FOLDER, Checkpoints
+from peer_scaling.checkpoint import FOLDER, Checkpoints, Snapshot
 from peer_scaling.loop import Loop
 from peer_scaling.record import HISTORY, RECORD, REWOUND
 from peer_scaling.step import Stepper
@@ -154,3 +156,17 @@ def test_what_a_checkpoint_says_of_itself(tmp_path, monkeypatch):
     assert "rng.cpu" in snapshot.tensors["course"]
     assert any("running_mean" in name for name in snapshot.tensors["model"])
     assert Checkpoints(planned.folder, 2).newest("another") is None, "set aside: not this run's"
+
+
+def test_a_save_holds_one_file_at_a_time(tmp_path):
+    """Its tensors and its bytes; not all files again when they are read back."""
+    size = 4_000_000
+    tensors = {file: {"w": torch.zeros(size // 4)} for file in ("model", "moments", "squares")}
+    snapshot = Snapshot(1, "identity", "digest", tensors, {}, "")
+    tracemalloc.start()
+    try:
+        Checkpoints(tmp_path, 2).save(snapshot)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * size
