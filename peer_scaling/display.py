@@ -80,13 +80,16 @@ def plan_row(planned: PlannedRun, state: str, seconds: float | None = None) -> l
 
 def run_name(run: Run) -> str:
     """Variant, size, budget and seed of a run."""
-    settings = run.settings
-    return f"{run.variant} {run.size} {budget_label(settings.budget)} s{settings.seed}"
+    return _name(run.variant, run.size, run.settings.budget, run.settings.seed)
+
+
+def _name(variant: str, size: str, budget: float, seed: int) -> str:
+    return f"{variant} {size} {budget_label(budget)} s{seed}"
 
 
 def result_line(record: RunRecord) -> str:
     """One line on how a run ended."""
-    name = f"{record.variant} {record.size} {budget_label(record.budget)} s{record.seed}"
+    name = _name(record.variant, record.size, record.budget, record.seed)
     if record.loss is None or record.perplexity is None:
         return f"{name}: {record.status}, {record.reason}"
     share = "" if record.utilisation is None else f" ({100 * record.utilisation:.0f} % of peak)"
@@ -108,6 +111,11 @@ def table_text(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip("\n")
+
+
+def gigabytes_text(size: float) -> str:
+    """Bytes as 4.2 GB, of 10^9."""
+    return f"{size / 1e9:.3g} GB"
 
 
 def seconds_text(seconds: float) -> str:

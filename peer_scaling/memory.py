@@ -18,7 +18,7 @@ import torch
 from peer_scaling import machine
 from peer_scaling.checkpoint import FORWARD_SEQUENCES, Checkpoints
 from peer_scaling.data import Corpus
-from peer_scaling.display import run_name
+from peer_scaling.display import gigabytes_text, run_name
 from peer_scaling.errors import UserError
 from peer_scaling.optim import make_optimizer
 from peer_scaling.planned import PlannedRun, plan_run
@@ -136,7 +136,7 @@ def _probe(run: Run) -> int:
     number = fitting[-1]
     print(
         f"{run_name(run)}: micro_batch=auto is {number} of {run.settings.batch_size} sequences, "
-        f"{needs[number] / 1e9:.3g} GB of {available / 1e9:.3g} GB",
+        f"{gigabytes_text(needs[number])} of {gigabytes_text(available)}",
         flush=True,
     )
     return number
@@ -144,10 +144,10 @@ def _probe(run: Run) -> int:
 
 def _refusal(needs: dict[int, float], have: float, device: torch.device) -> str:
     (number, need), *_ = needs.items()
-    amount = f"more than {have / 1e9:.3g} GB" if need == inf else f"{need / 1e9:.3g} GB"
+    amount = f"more than {gigabytes_text(have)}" if need == inf else gigabytes_text(need)
     return (
         f"micro_batch=auto: a forward pass of {number} sequence(s) makes an update need {amount}; "
-        f"{have / 1e9:.3g} GB may be used on {device}, {SHARE:.0%} of what is available: use a "
+        f"{gigabytes_text(have)} may be used on {device}, {SHARE:.0%} of what is available: use a "
         f"smaller size or data.context, activation_checkpointing=true or another device"
     )
 

@@ -9,15 +9,14 @@ from tempfile import TemporaryDirectory
 
 from peer_scaling import machine
 from peer_scaling.checkpoint import FOLDER as CHECKPOINTS
-from peer_scaling.display import run_name
+from peer_scaling.cost import BYTES_PER_VALUE
+from peer_scaling.display import gigabytes_text, run_name
 from peer_scaling.distributed import check_ranks, num_ranks
 from peer_scaling.documents import check_source
 from peer_scaling.errors import UserError
 from peer_scaling.planned import PlannedRun, plan_run
 from peer_scaling.run import AUTO, Run
 from peer_scaling.step import pick_device
-
-FLOAT_BYTES = 4
 
 
 def check_machine(runs: Iterable[Run]) -> list[str]:
@@ -79,8 +78,8 @@ def check_disk(runs: Sequence[PlannedRun], workers: int = 1) -> None:
     folder = next(place for place in (study, *study.absolute().parents) if place.exists())
     free = shutil.disk_usage(folder).free
     need = (
-        f"{folder}: {_gigabytes(needed)} more needed for weights and {keep} checkpoints at a time "
-        f"of each of {len(saved)} run(s), {_gigabytes(free)} free"
+        f"{folder}: {gigabytes_text(needed)} more needed for weights and {keep} checkpoints at a "
+        f"time of each of {len(saved)} run(s), {gigabytes_text(free)} free"
     )
     remedy = "choose another runs_dir=, or checkpoint.every_seconds=null and save_model=false"
     if free < needed:
@@ -88,7 +87,7 @@ def check_disk(runs: Sequence[PlannedRun], workers: int = 1) -> None:
     try:
         _try_to_write(folder, max(*saved, 1))
     except OSError as error:
-        size = _gigabytes(max(saved))
+        size = gigabytes_text(max(saved))
         raise UserError(
             f"{need}; a file of {size} cannot be written ({error.strerror}); {remedy}"
         ) from error
@@ -104,15 +103,17 @@ def check_memory(run: PlannedRun) -> None:
         UserError: bytes needed and bytes available.
     """
     device = pick_device(run.run.settings.device)
-    needed = 4 * _weights_bytes(run) - FLOAT_BYTES * run.cost.num_params_lookup
+    needed = 4 * _weights_bytes(run) - BYTES_PER_VALUE * run.cost.num_params_lookup
     if run.run.settings.parallel == "fsdp":
-        needed //= num_ranks()  # but for the tables, of which each rank holds all
+        # Too little where tables have gradients of rows, which every rank holds whole: what fits
+        # must not be refused.
+        needed //= num_ranks()
     available = machine.available_bytes(device)
     if available is not None and needed > available:
         raise UserError(
-            f"{run_name(run.run)}: {_gigabytes(needed)} needed for parameters, moments and "
-            f"gradients, {_gigabytes(available)} available on {device}; use a smaller size, fewer "
-            f"experts or another device"
+            f"{run_name(run.run)}: {gigabytes_text(needed)} needed for parameters, moments and "
+            f"gradients, {gigabytes_text(available)} available on {device}; use a smaller size, "
+            f"fewer experts or another device"
         )
 
 
@@ -128,7 +129,7 @@ def _try_to_write(folder: Path, size: int) -> None:
 
 
 def _weights_bytes(run: PlannedRun) -> int:
-    return FLOAT_BYTES * run.cost.num_params_total
+    return BYTES_PER_VALUE * run.cost.num_params_total
 
 
 def _checkpoint_bytes(run: PlannedRun) -> int:
@@ -142,10 +143,6 @@ def _held_bytes(run: PlannedRun) -> int:
     """Of checkpoints that are there already: a run that is started again may use their room."""
     files = (run.folder / CHECKPOINTS).rglob("*")
     return sum(path.stat().st_size for path in files if path.is_file())
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 def problems_of(check: Callable[[], object]) -> list[str]:
