@@ -211,7 +211,8 @@ def test_only_the_first_rank_writes_and_prints(pair):
     lines = (run / HISTORY).read_text().splitlines()
     assert len(lines) == len(set(lines))
     assert (read_record(run / RECORD).status, read_record(run / RECORD).attempts) == ("done", 1)
-    silent = (pair / "silent.txt").read_text()
+    # A traceback, of the rank that is made to fail, names files: what they are called is no output.
+    silent = (pair / "silent.txt").read_text().replace(str(ROOT), "")
     assert "fresh" not in silent
     assert "nats" not in silent
 
