@@ -26,8 +26,9 @@ STATUSES = ("done", "diverged", "failed", "infeasible", "invalid")
 """`done`: trained and evaluated. `diverged`: stopped by a bad loss or gradient. `failed`:
 stopped by anything else, tried again by the next launch. `infeasible`: the plan refused the cell.
 `invalid`: trained, but a check says that its numbers must not be used."""
-FAILURES = ("out_of_memory", "no_durable_checkpoint", "error")
-"""Kinds of `failed`, which are retried differently."""
+FAILURES = ("out_of_memory", "no_durable_checkpoint", "transient", "crashed", "hung", "error")
+"""Kinds of `failed`, which are retried differently. `transient`: the network, a disk or a peer.
+`crashed`: the process ended without saying why. `hung`: it gave no sign of life and was ended."""
 TERMINAL = ("done", "diverged", "infeasible", "invalid")
 """Statuses that a later launch leaves as they are."""
 
