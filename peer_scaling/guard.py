@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from peer_scaling.config import interpolation_problems, leaves
 from peer_scaling.errors import UserError, first_line, shown
+from peer_scaling.launcher_keys import launcher_problems
 from peer_scaling.paths import NAME, NAME_RULE
 
 MAX_ARGUMENT = 4096
@@ -102,6 +103,8 @@ class GuardedLoader(ConfigLoaderImpl):
             # Without `_self_`, what the file itself says would count for less than its defaults.
             with catch_warnings():
                 filterwarnings("error", ".*Defaults list is missing `_self_`", UserWarning)
+                # Ours of a plugin's launcher, for its defaults: Hydra calls that deprecated.
+                filterwarnings("ignore", ".*is validated against ConfigStore schema", UserWarning)
                 config = super().load_configuration(
                     config_name, overrides, run_mode, from_shell, validate_sweep_overrides
                 )
@@ -143,7 +146,7 @@ class GuardedLoader(ConfigLoaderImpl):
             *_fixed_problems(own),
             *(p for name in LOGGING for p in self._logging_problems(own, name)),
             *_target_problems(raw),
-            *_launcher_problems(own),
+            *launcher_problems(own),
             *(interpolation_problems(values) or _study_problems(config)),
         ]
 
@@ -269,19 +272,6 @@ def _target_problems(raw: object) -> Iterator[str]:
         at = path.split(".")
         if "_target_" in at and path not in allowed:
             yield f"{path}={shown(value)}: a configuration names no code; remove `_target_`"
-
-
-def _launcher_problems(own: dict[str, Any]) -> Iterator[str]:
-    """Fields of a job script are one line each, and its logs stay in the study's folder."""
-    for path, value in leaves(own.get("launcher"), "hydra.launcher"):
-        if isinstance(value, str) and not value.isprintable():
-            yield f"{path}={value!r}: must be one line of printable characters"
-    folder = own["launcher"].get("submitit_folder")
-    if folder not in (None, "${hydra.sweep.dir}/.submitit/%j"):
-        yield f"hydra.launcher.submitit_folder={shown(folder)}: not to be set"
-    name = own["job"].get("name")
-    if name is not None and not NAME.fullmatch(str(name)):
-        yield f"hydra.job.name={shown(repr(name))} must be a name: {NAME_RULE}"
 
 
 def _study_problems(config: DictConfig) -> Iterator[str]:

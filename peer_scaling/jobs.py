@@ -45,3 +45,11 @@ class CellLauncher(Launcher, ABC):
     @abstractmethod
     def launch_cells(self, jobs: Sequence[CellJob]) -> list[CellResult]:
         """Run all jobs; one result per job, in their order."""
+
+
+class CellSubmitter(Launcher, ABC):
+    """A launcher that hands cells to somebody else's queue and does not wait for them."""
+
+    @abstractmethod
+    def submit_cells(self, jobs: Sequence[CellJob]) -> None:
+        """Hand over all jobs that are not there already."""

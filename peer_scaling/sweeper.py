@@ -34,6 +34,7 @@ from peer_scaling.errors import (
     first_line,
 )
 from peer_scaling.explain import explain
+from peer_scaling.jobs import CellJob, CellSubmitter
 from peer_scaling.paths import closed_folder
 from peer_scaling.plan import Cell, InfeasibleError, Study, enumerate_cells, restrict
 from peer_scaling.planned import infeasible_record, plan_run
@@ -140,6 +141,9 @@ class IsoflopSweeper(Sweeper):
     def _launch(self, missing: list[StudyCell], fixed: list[str]) -> list[int]:
         if not missing:
             return []
+        if isinstance(self._launcher, CellSubmitter):
+            self._launcher.submit_cells([_job(cell, fixed) for cell in missing])
+            return []
         # Long runs first: the last ones to end are then short and leave no core idle.
         missing.sort(key=lambda cell: -cell.run.settings.budget)
         # What the command line says comes last and so beats the study.
@@ -224,6 +228,21 @@ def _refuse_twins(cells: list[StudyCell]) -> None:
                 problems[first, own] = f"variants {first} and {own} are the same model; drop one"
     if problems:
         raise UserError(*problems.values())
+
+
+def _job(cell: StudyCell, fixed: list[str]) -> CellJob:
+    planned = cell.planned
+    assert planned is not None
+    return CellJob(
+        overrides=(*cell.cell.overrides(), *fixed),
+        name=" ".join(cell.cell.axes()),
+        run_id=planned.run_id,
+        folder=planned.folder,
+        flops=planned.plan.flops,
+        state_bytes=0,
+        fields=planned.record_fields(),
+        command="",
+    )
 
 
 def _exit_code(job: JobReturn) -> int:
