@@ -104,7 +104,7 @@ class GuardedLoader(ConfigLoaderImpl):
             with catch_warnings():
                 filterwarnings("error", ".*Defaults list is missing `_self_`", UserWarning)
                 # Ours of a plugin's launcher, for its defaults: Hydra calls that deprecated.
-                filterwarnings("ignore", ".*is validated against ConfigStore schema", UserWarning)
+                filterwarnings("ignore", r"\s.*validated against ConfigStore schema", UserWarning)
                 config = super().load_configuration(
                     config_name, overrides, run_mode, from_shell, validate_sweep_overrides
                 )

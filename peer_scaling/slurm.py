@@ -1,5 +1,5 @@
-"""What Slurm says of the tasks of job arrays, and asking it to end some: its own commands, as lists of
-arguments, each with a time limit.
+"""What Slurm says of the tasks of job arrays, and asking it to end some: its own commands, as lists
+of arguments, each with a time limit.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from peer_scaling.errors import UserError, shown
 
 LIMIT_SECONDS = 30.0
-"""For one command: a controller that does not answer is tried again by Slurm's commands for long."""
+"""For one command: Slurm's own ask a controller that does not answer for much longer."""
 MAX_ARRAY_SIZE = 1001
 """Slurm's own default, where its configuration cannot be read."""
 IDS_PER_COMMAND = 500

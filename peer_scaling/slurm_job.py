@@ -36,7 +36,7 @@ again sooner than that."""
 
 @final
 class CellJobCall:
-    """What is sent to a job. It has no state: the submission is the same however often it starts."""
+    """What is sent to a job, and sent again when it is put back: it has no state."""
 
     def __call__(self, run_id: str, *arguments: str) -> None:
         """Train the cell; ends the process with the exit code of `peer-train` unless that is 0.

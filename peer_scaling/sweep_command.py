@@ -66,8 +66,9 @@ def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from peer_scaling.submit import SlurmLauncher  # the other commands do without submitit
     except ModuleNotFoundError as error:
         raise UserError(f"{error}; pip install 'peer-scaling[slurm]'") from error
-    own = ("--config-name", arguments.study, "hydra/launcher=slurm")
-    sys.argv = ["peer-sweep", *own, *overrides]
+    own = ["--config-name", arguments.study]
+    own += ["--config-dir", arguments.config_dir] if arguments.config_dir else []
+    sys.argv = ["peer-sweep", *own, "hydra/launcher=slurm", *overrides]
     run_command(_NoStudy(arguments.study), IsoflopSweeper, LocalLauncher, SlurmLauncher)
     return EXIT_DONE
 
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(run=run)
         if run is submit:
             own.add_argument("study", help="name of its config")
+            own.add_argument("--config-dir", help="folder of your own configs")
             continue
         own.add_argument("study", help="name of the study, or its folder")
         own.add_argument("--runs-dir", default="runs", help="folder of all studies (default: runs)")

@@ -1,0 +1,128 @@
+"""A Slurm of the test process (scripts/slurm.sh), a study with one run of some seconds, and what is done to it."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import command
+from peer_scaling.record import HISTORY, RECORD, read_record
+
+SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "slurm.sh"
+STUDY = """defaults: [train, override data: synthetic, override tracker: "off", override hydra/sweeper: isoflop, _self_]
+study: own
+batch_size: 4
+threads: 1
+progress: "off"
+log_lines: 1000
+data: {num_tokens: 100000, max_epochs: 1000.0}
+eval: {tokens: 2048}
+checkpoint: {every_tokens: 51200}
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    ladder: [{budget: BUDGET, sizes: [d8_l2]}]
+    variants: {dense: {}}
+"""
+LIMIT_SECONDS = 180.0
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """The file SLURM_CONF; the tests are skipped where there is no Slurm. Each worker of xdist has its own."""
+    path = os.environ["PATH"] + ":/usr/sbin"
+    if not shutil.which("slurmctld", path=path) or not shutil.which("slurmdbd", path=path):
+        pytest.skip("no Slurm here; scripts/install_slurm.sh installs it")
+    if os.geteuid() != 0:
+        pytest.skip("scripts/slurm.sh starts Slurm as root only")
+    folder = tmp_path_factory.mktemp("slurm")
+    subprocess.run([str(SCRIPT), "start", str(folder)], check=True, timeout=120)
+    yield folder / "slurm.conf"
+    subprocess.run([str(SCRIPT), "stop", str(folder)], check=True, timeout=120)
+
+
+class Studies:
+    """Studies of one run, the same in all: what is done to one must not show in its bits."""
+
+    def __init__(self, conf, folder, budget="1.6e10"):
+        self.conf, self.folder = conf, folder
+        (folder / "mine").mkdir()
+        (folder / "mine" / "own.yaml").write_text(STUDY.replace("BUDGET", budget))
+
+    def peer_sweep(self, *arguments, expect=0, **environment):
+        done = command(
+            "peer-sweep", *arguments, folder=self.folder, SLURM_CONF=str(self.conf), **environment
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout
+
+    def submit(self, study, *arguments, **environment):
+        """One run, as a study of that name."""
+        own = ("--config-dir", "mine", f"study={study}", "hydra.launcher.timeout_min=10")
+        assert "submitted as Slurm array" in self.peer_sweep(
+            "submit", "own", *own, *arguments, **environment
+        )
+
+    def slurm(self, *arguments):
+        """What a command of Slurm's prints."""
+        environment = os.environ | {"SLURM_CONF": str(self.conf)}
+        return subprocess.run(
+            arguments, env=environment, check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+
+    def cells(self, study):
+        """As a new process sees them."""
+        done = command(
+            "peer-sweep", "status", study, "--json", folder=self.folder, SLURM_CONF=str(self.conf)
+        )
+        told = json.loads(done.stdout)
+        assert told["problems"] == [], told
+        assert done.returncode == any(cell["run"] != "done" for cell in told["cells"])
+        return told["cells"]
+
+    def cell(self, study):
+        (cell,) = self.cells(study)
+        return cell
+
+    def job(self, study):
+        """Id and state of its newest job."""
+        cell = self.cell(study)
+        assert cell["job"], cell
+        return cell["job"]["job"], cell["job"]["state"]
+
+    def steps(self, study):
+        """Steps in the history of its run."""
+        histories = list((self.folder / "runs" / study).glob(f"*/{HISTORY}"))
+        return len(histories[0].read_text().splitlines()) if histories else 0
+
+    def training(self, *studies):
+        """Wait until all are well on their way; their jobs' ids."""
+        wait_for(lambda: all(self.steps(study) > 100 for study in studies), f"{studies} to train")
+        return [self.job(study)[0] for study in studies]
+
+    def state(self, study, *expected):
+        """Wait for the newest job to be in one of some states."""
+        wait_for(lambda: self.job(study)[1] in expected, f"{study} to be {expected}", pause=1.0)
+
+    def record(self, study):
+        """Wait for it."""
+        pattern = f"*/{RECORD}"
+        folder = self.folder / "runs" / study
+        wait_for(lambda: list(folder.glob(pattern)), f"the record of {study}: {self.logs(study)}")
+        return read_record(*folder.glob(pattern))
+
+    def logs(self, study):
+        """What its jobs printed."""
+        folder = self.folder / "runs" / study / ".submitit"
+        return "".join(path.read_text() for path in sorted(folder.rglob("*_log.*")))
+
+
+def wait_for(is_so, what, pause=0.1):
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited {LIMIT_SECONDS:g} s for {what}"
+        time.sleep(pause)
