@@ -62,7 +62,7 @@ class CommandTask:
         return code
 
 
-def run_command(task: Callable[[DictConfig], int], *plugins: type) -> None:
+def run_command(task: Callable[[DictConfig], int], *plugins: type) -> NoReturn:
     """Run `task` through Hydra with this process's arguments, and exit with its code.
 
     Args:

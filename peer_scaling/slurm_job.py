@@ -98,8 +98,7 @@ def _exit_code(run_id: str, arguments: tuple[str, ...]) -> int:
     try:
         run_command(CellTask(run_id), IsoflopSweeper, LocalLauncher)
     except SystemExit as end:
-        return int(end.code or 0)
-    return EXIT_DONE
+        return int(end.code or EXIT_DONE)
 
 
 def _ask_for_requeue_when_stopped(environment: JobEnvironment) -> threading.Event:

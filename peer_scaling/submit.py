@@ -3,11 +3,12 @@ waiting for them.
 """
 
 import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
@@ -15,9 +16,11 @@ from omegaconf import DictConfig
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from peer_scaling.cli import run_command
 from peer_scaling.config import bind
 from peer_scaling.errors import UserError, check, first_line, shown
 from peer_scaling.jobs import CellJob, CellSubmitter
+from peer_scaling.launcher import LocalLauncher
 from peer_scaling.slurm import (
     SBATCH_RULE,
     SBATCH_TEXT,
@@ -27,6 +30,7 @@ from peer_scaling.slurm import (
 )
 from peer_scaling.slurm_job import CellJobCall
 from peer_scaling.submissions import LOGS, Submission, read_submissions, write_submission
+from peer_scaling.sweeper import IsoflopSweeper
 
 OWN_OVERRIDES = ("hydra/launcher=", "hydra.mode=")
 
@@ -208,3 +212,27 @@ def batches(jobs: Sequence[CellJob], largest: int) -> Iterator[Sequence[CellJob]
     """The jobs in order, in parts of `largest` at most."""
     for start in range(0, len(jobs), largest):
         yield jobs[start : start + largest]
+
+
+def submit_study(study: str, config_dir: str | None, overrides: Sequence[str]) -> NoReturn:
+    """Plan a study as `peer-train` does and submit what is missing; ends the process.
+
+    Args:
+        study: name of its config.
+        config_dir: a folder of further configs.
+        overrides: as of `peer-train`.
+    """
+    own = ["--config-name", study, *(["--config-dir", config_dir] if config_dir else [])]
+    sys.argv = ["peer-sweep", *own, "hydra/launcher=slurm", *overrides]
+    run_command(_NoStudy(study), IsoflopSweeper, LocalLauncher, SlurmLauncher)
+
+
+@final
+class _NoStudy:
+    """The task of a configuration that is one run: not to be trained where one submits."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, config: DictConfig) -> int:
+        raise UserError(f"{self._name}: one run and no study; peer-sweep submits studies (sweeps/)")

@@ -9,23 +9,17 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from peer_scaling.cli import run_command
-from peer_scaling.display import table_text
 from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, UserError
-from peer_scaling.launcher import LocalLauncher
 from peer_scaling.plan_file import read_plan
 from peer_scaling.record import PLAN, TERMINAL, find_record
 from peer_scaling.slurm import SlurmError, TaskState, cancel, task_states
 from peer_scaling.submissions import Submission, log_path, read_submissions
-from peer_scaling.sweeper import IsoflopSweeper
 
-COLUMNS = ("cell", "run", "Slurm job", "state", "node", "")
+COLUMNS = ("cell", "run", "Slurm job", "state", "node", "reason")
 
 
 @dataclass(frozen=True)
@@ -63,13 +57,11 @@ def main() -> None:
 def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """`peer-sweep submit`: plan the study as `peer-train` does, and hand over what is missing."""
     try:
-        from peer_scaling.submit import SlurmLauncher  # the other commands do without submitit
+        # Only here: the other commands need neither submitit nor the seconds that PyTorch takes.
+        from peer_scaling.submit import submit_study
     except ModuleNotFoundError as error:
         raise UserError(f"{error}; pip install 'peer-scaling[slurm]'") from error
-    own = ["--config-name", arguments.study]
-    own += ["--config-dir", arguments.config_dir] if arguments.config_dir else []
-    sys.argv = ["peer-sweep", *own, "hydra/launcher=slurm", *overrides]
-    run_command(_NoStudy(arguments.study), IsoflopSweeper, LocalLauncher, SlurmLauncher)
+    submit_study(arguments.study, arguments.config_dir, overrides)
     return EXIT_DONE
 
 
@@ -139,16 +131,6 @@ def study_cells(folder: Path) -> tuple[list[CellStatus], list[str]]:
     return cells, [*problems, *unread, *unasked]
 
 
-class _NoStudy:
-    """The task of a configuration that is one run: not to be trained where one submits."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, config: DictConfig) -> int:
-        raise UserError(f"{self._name}: one run and no study; peer-sweep submits studies (sweeps/)")
-
-
 def _text(cells: Sequence[CellStatus]) -> str:
     open_cells = [cell for cell in cells if not cell.ended]
     runs = Counter(cell.run for cell in cells)
@@ -156,11 +138,17 @@ def _text(cells: Sequence[CellStatus]) -> str:
     counts = ", ".join(f"{n} {run}" for run, n in runs.items())
     others = ", ".join(f"{n} {state}" for state, n in jobs.items())
     lines = [
-        table_text(COLUMNS, [_row(cell) for cell in cells]),
+        *_table([COLUMNS, *map(_row, cells)]),
         f"{len(cells)} cells: {counts}{f'; jobs of the others: {others}' if others else ''}",
     ]
     logs = [cell.log for cell in open_cells if cell.log and cell.job and not cell.job.active]
     return "\n".join([*lines, *(f"ended without a result: {log}" for log in logs)])
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text.ljust(n) for text, n in zip(row, widths, strict=True)).rstrip()
 
 
 def _row(cell: CellStatus) -> tuple[str, ...]:

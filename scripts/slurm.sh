@@ -1,7 +1,7 @@
 #!/bin/sh
 # A real Slurm on this machine, for tests and to try things: scripts/slurm.sh start|stop|status DIR
 #   eval "$(scripts/slurm.sh start DIR)"     # SLURM_CONF points to it
-# As root, in a container. Two nodes n1 and n2, both this machine, 4 CPUs and 2 GPUs each (files, no devices);
+# As root, in a container. Two nodes n1 and n2, both this machine, 8 CPUs and 2 GPUs each (files, no devices);
 # slurmdbd with MariaDB, so that sacct works; a munge of its own. Everything is in DIR, on ports of its own
 # (SLURM_PORT, the first of 8). Partitions: main; grace, whose jobs are warned 30 s before they are preempted;
 # urgent, which preempts both. Programs come from scripts/install_slurm.sh.
@@ -69,8 +69,8 @@ UnkillableStepTimeout=60
 MessageTimeout=30
 TCPTimeout=10
 GresTypes=gpu
-NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 3)) CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
-NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 4)) CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
+NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 3)) CPUs=8 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
+NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 4)) CPUs=8 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=n[1-2] Default=YES PriorityTier=1 MaxTime=INFINITE State=UP
 PartitionName=grace Nodes=n[1-2] PriorityTier=1 GraceTime=30 MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP

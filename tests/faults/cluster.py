@@ -1,16 +1,17 @@
 """A Slurm of the test process (scripts/slurm.sh), a study with one run of some seconds, and what is done to it."""
 
-import json
 import os
 import shutil
 import subprocess
+import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from commands import command
 from peer_scaling.record import HISTORY, RECORD, read_record
+from peer_scaling.sweep_command import main, study_cells
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "slurm.sh"
 STUDY = """defaults: [train, override data: synthetic, override tracker: "off", override hydra/sweeper: isoflop, _self_]
@@ -28,6 +29,8 @@ hydra:
     ladder: [{budget: BUDGET, sizes: [d8_l2]}]
     variants: {dense: {}}
 """
+SERVER = get_context("forkserver")  # has imported what takes seconds
+SERVER.set_forkserver_preload(["peer_scaling.submit"])
 LIMIT_SECONDS = 180.0
 
 
@@ -45,6 +48,14 @@ def slurm(tmp_path_factory):
     subprocess.run([str(SCRIPT), "stop", str(folder)], check=True, timeout=120)
 
 
+@pytest.fixture(scope="session")
+def whole(slurm, tmp_path_factory):
+    """The run of `STUDY` that nothing happened to, as a job that is waited for when it is asked for."""
+    studies = Studies(slurm, tmp_path_factory.mktemp("whole"))
+    studies.submit("whole", "hydra.launcher.partition=urgent")  # never preempted
+    return lambda: studies.record("whole")
+
+
 class Studies:
     """Studies of one run, the same in all: what is done to one must not show in its bits."""
 
@@ -54,11 +65,14 @@ class Studies:
         (folder / "mine" / "own.yaml").write_text(STUDY.replace("BUDGET", budget))
 
     def peer_sweep(self, *arguments, expect=0, **environment):
-        done = command(
-            "peer-sweep", *arguments, folder=self.folder, SLURM_CONF=str(self.conf), **environment
-        )
-        assert done.returncode == expect, done.stdout + done.stderr
-        return done.stdout
+        """What the command prints, in a process of its own."""
+        log = self.folder / "printed.log"
+        own = {"SLURM_CONF": str(self.conf), **environment}
+        process = SERVER.Process(target=_command, args=(arguments, self.folder, log, own))
+        process.start()
+        process.join(LIMIT_SECONDS)
+        assert process.exitcode == expect, log.read_text()
+        return log.read_text()
 
     def submit(self, study, *arguments, **environment):
         """One run, as a study of that name."""
@@ -75,14 +89,11 @@ class Studies:
         ).stdout
 
     def cells(self, study):
-        """As a new process sees them."""
-        done = command(
-            "peer-sweep", "status", study, "--json", folder=self.folder, SLURM_CONF=str(self.conf)
-        )
-        told = json.loads(done.stdout)
-        assert told["problems"] == [], told
-        assert done.returncode == any(cell["run"] != "done" for cell in told["cells"])
-        return told["cells"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(self.conf))
+            cells, problems = study_cells(self.folder / "runs" / study)
+        assert problems == []
+        return cells
 
     def cell(self, study):
         (cell,) = self.cells(study)
@@ -91,8 +102,7 @@ class Studies:
     def job(self, study):
         """Id and state of its newest job."""
         cell = self.cell(study)
-        assert cell["job"], cell
-        return cell["job"]["job"], cell["job"]["state"]
+        return cell.job.job, cell.job.state
 
     def steps(self, study):
         """Steps in the history of its run."""
@@ -119,6 +129,16 @@ class Studies:
         """What its jobs printed."""
         folder = self.folder / "runs" / study / ".submitit"
         return "".join(path.read_text() for path in sorted(folder.rglob("*_log.*")))
+
+
+def _command(arguments, folder, log, environment):
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = ["peer-sweep", *arguments]
+    main()
 
 
 def wait_for(is_so, what, pause=0.1):
