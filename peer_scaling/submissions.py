@@ -4,12 +4,13 @@ Whoever submits writes a new file, and nobody changes one: many may submit from 
 """
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peer_scaling.durable import write_atomically
 from peer_scaling.errors import UserError, first_line
 from peer_scaling.paths import NAME, inside, is_plain_name
 from peer_scaling.slurm import JOB_ID
@@ -40,17 +41,27 @@ class Submission:
 
 
 def write_submission(study: Path, submission: Submission) -> Path:
-    """Add a file to the study's folder.
+    """Add a file to the study's folder, complete or not at all; none is ever replaced.
 
     Raises:
         OSError: it could not be written.
     """
     folder = study / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{submission.job_id}.json"
     text = json.dumps({"schema": SCHEMA, **asdict(submission)}, indent=1)
-    write_atomically(path, text + "\n", "submission")
-    return path
+    temporary = folder / f".{submission.logs}"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    try:
+        path = folder / f"{submission.job_id}.json"
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+            return path
+        # An array of another cluster, or of one that counts anew.
+        path = folder / f"{submission.job_id}-{submission.logs}.json"
+        os.link(temporary, path)
+        return path
+    finally:
+        temporary.unlink()
 
 
 def read_submissions(study: Path) -> tuple[list[Submission], list[str]]:

@@ -3,15 +3,15 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from commands import command
 from peer_scaling.record import HISTORY, RECORD, read_record
-from peer_scaling.sweep_command import main, study_cells
+from peer_scaling.sweep_command import study_cells
 
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts" / "slurm.sh"
 STUDY = """defaults: [train, override data: synthetic, override tracker: "off", override hydra/sweeper: isoflop, _self_]
@@ -29,8 +29,6 @@ hydra:
     ladder: [{budget: BUDGET, sizes: [d8_l2]}]
     variants: {dense: {}}
 """
-SERVER = get_context("forkserver")  # has imported what takes seconds
-SERVER.set_forkserver_preload(["peer_scaling.submit"])
 LIMIT_SECONDS = 180.0
 
 
@@ -65,21 +63,24 @@ class Studies:
         (folder / "mine" / "own.yaml").write_text(STUDY.replace("BUDGET", budget))
 
     def peer_sweep(self, *arguments, expect=0, **environment):
-        """What the command prints, in a process of its own."""
-        log = self.folder / "printed.log"
-        own = {"SLURM_CONF": str(self.conf), **environment}
-        process = SERVER.Process(target=_command, args=(arguments, self.folder, log, own))
-        process.start()
-        process.join(LIMIT_SECONDS)
-        assert process.exitcode == expect, log.read_text()
-        return log.read_text()
+        """What the command prints."""
+        done = command(
+            "peer-sweep", *arguments, folder=self.folder, SLURM_CONF=str(self.conf), **environment
+        )
+        assert done.returncode == expect, done.stdout + done.stderr
+        return done.stdout
 
     def submit(self, study, *arguments, **environment):
         """One run, as a study of that name."""
         own = ("--config-dir", "mine", f"study={study}", "hydra.launcher.timeout_min=10")
-        assert "submitted as Slurm array" in self.peer_sweep(
-            "submit", "own", *own, *arguments, **environment
-        )
+        printed = self.peer_sweep("submit", "own", *own, *arguments, **environment)
+        assert "1 cells submitted as Slurm array" in printed, printed
+
+    def submit_all(self, studies):
+        """Name -> arguments; two at a time."""
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(self.submit, name, *own) for name, own in studies.items()]:
+                done.result()
 
     def slurm(self, *arguments):
         """What a command of Slurm's prints."""
@@ -129,16 +130,6 @@ class Studies:
         """What its jobs printed."""
         folder = self.folder / "runs" / study / ".submitit"
         return "".join(path.read_text() for path in sorted(folder.rglob("*_log.*")))
-
-
-def _command(arguments, folder, log, environment):
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.chdir(folder)
-    os.environ.update(environment)
-    sys.argv = ["peer-sweep", *arguments]
-    main()
 
 
 def wait_for(is_so, what, pause=0.1):

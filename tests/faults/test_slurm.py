@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import Studies, slurm, whole  # noqa: F401
+from commands import command, peer_train
 from scorecard import report
 
 
@@ -19,18 +20,17 @@ def studies(slurm, tmp_path):
 
 
 def worker(studies, study):
-    """The process that trains a run."""
-    job, _ = studies.job(study)
-    wanted = f"SLURM_ARRAY_JOB_ID={job.split('_')[0]}\0" if "_" in job else f"SLURM_JOB_ID={job}\0"
+    """Number and environment of the process that trains a run."""
+    job = f"SLURM_JOB_ID={studies.job(study)[0]}"
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            command = Path(f"/proc/{name}/cmdline").read_text()
-            environment = Path(f"/proc/{name}/environ").read_text()
+            arguments = Path(f"/proc/{name}/cmdline").read_text().split("\0")
+            environment = Path(f"/proc/{name}/environ").read_text().split("\0")
         except OSError:
             continue
-        if "submitit.core._submit" in command and "srun" not in command and wanted in environment:
-            return int(name)
-    raise AssertionError(f"no process of job {job}")
+        if "submitit.core._submit" in arguments and "srun" not in arguments and job in environment:
+            return int(name), environment
+    raise AssertionError(f"no process of {job}")
 
 
 def same_bits(studies, whole, *names):
@@ -45,10 +45,10 @@ def same_bits(studies, whole, *names):
 
 def test_preempted_with_and_without_a_warning(studies, whole):
     """Two nodes, one run on each; more urgent work takes both."""
-    for partition in ("main", "grace"):
-        studies.submit(
-            partition, f"hydra.launcher.partition={partition}", "hydra.launcher.cpus_per_task=7"
-        )
+    options = {name: [f"hydra.launcher.partition={name}"] for name in ("main", "grace")}
+    studies.submit_all(
+        {name: [*own, "hydra.launcher.cpus_per_task=7"] for name, own in options.items()}
+    )
     jobs = studies.training("main", "grace")
     assert {studies.cell(name).job.node for name in ("main", "grace")} == {"n1", "n2"}
     for node in ("n1", "n2"):
@@ -63,12 +63,11 @@ def test_preempted_with_and_without_a_warning(studies, whole):
 
 def test_warned_of_the_time_limit_killed_and_cancelled(studies, whole):
     names = ("warned", "killed", "cancelled", "raced")
-    for name in names:
-        studies.submit(name)
+    studies.submit_all(dict.fromkeys(names, ()))
     (warned,) = studies.training("warned")
     studies.slurm("scancel", "--signal=USR2", warned)  # as Slurm does before the limit
     studies.training("killed")
-    os.kill(worker(studies, "killed"), signal.SIGKILL)
+    os.kill(worker(studies, "killed")[0], signal.SIGKILL)
     (cancelled,) = studies.training("cancelled")
     studies.peer_sweep("cancel", "cancelled")
     (raced,) = studies.training("raced")
@@ -91,3 +90,40 @@ def test_warned_of_the_time_limit_killed_and_cancelled(studies, whole):
         "F07",
         "warned, killed, cancelled: final status right, 2 cancelled and not put back, 0 differing bits",
     )
+
+
+def test_two_ranks_a_gpu_each_a_failure_and_hydras_own_launcher(studies, whole):
+    ranks = ["hydra.launcher.tasks_per_node=2", "hydra.launcher.gpus_per_node=2"]
+    studies.submit_all({"ranks": ranks, "gpu": ["hydra.launcher.gpus_per_node=1"]})
+    (gpu,) = studies.training("gpu")
+    assert "CUDA_VISIBLE_DEVICES=" in str(worker(studies, "gpu")[1])
+    # No record can be written: exit code 1.
+    studies.submit("failing", FAULT_AT="record.write:1:ENOSPC")
+    hydra = (
+        "--config-dir",
+        "mine",
+        "--config-name",
+        "own",
+        "hydra/launcher=submitit_slurm",
+        "study=hydra",
+    )
+    done = peer_train(*hydra, folder=studies.folder, SLURM_CONF=str(studies.conf))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert studies.record("hydra").state_digest == whole().state_digest
+    studies.state("failing", "failed")
+    assert (studies.cell("failing").run, studies.cell("failing").job.exit_code) == (
+        "missing",
+        "1:0",
+    )
+    status = command(
+        "peer-sweep", "status", "failing", folder=studies.folder, SLURM_CONF=str(studies.conf)
+    )
+    assert status.returncode == 1
+    assert "failed 1:0" in status.stdout
+    assert studies.cell("failing").log in status.stdout
+    assert "1 cells submitted" in studies.peer_sweep("retry", "failing")
+    assert "already" in studies.peer_sweep("retry", "failing"), "it waits or runs"
+    assert studies.record("ranks").environment["world_size"] == 2
+    assert studies.record("gpu").state_digest == whole().state_digest
+    assert studies.record("failing").state_digest == whole().state_digest
+    report("F07", "2 ranks, a failure, Hydra's launcher: as they should be")
