@@ -23,6 +23,14 @@ ROUGH = 1e-3
 """The same where delta is only on its way down."""
 LONGEST_STEP = 2.0
 """In units of ln c and of exponents, centred."""
+FIRST, UP, DOWN = 1e-3, 10.0, 5.0
+"""Damping after a rejected step, its growth with more of them, its fall with accepted ones."""
+MOST_DAMPING = 1e12
+SCALE_FLOOR = 1e-3
+"""Of a coefficient's curvature scale against the largest: a term that has all but vanished keeps
+one, or its steps would be without bound."""
+POSITIVE = 1e-12
+"""Smallest eigenvalue of a scaled Hessian that counts as convex."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,54 @@ def huber(residual: np.ndarray, delta: float) -> np.ndarray:
 class _Point:
     """Objective and derivatives of a batch."""
 
+    @classmethod
+    def unknown(cls, num_rows: int, num: int) -> "_Point":
+        """Worse than any other."""
+        square = np.zeros((2, num_rows, num, num))
+        return cls(np.full(num_rows, np.inf), np.zeros((num_rows, num)), *square)
+
     f_B: np.ndarray
     g_BP: np.ndarray
     H_BPP: np.ndarray
+    """The Hessian."""
+    M_BPP: np.ndarray
+    """sum w min(1, delta / |r|) J J', positive: the curvature of the quadratic that touches Huber's
+    loss at r from above. It steers where the Hessian is not convex."""
+
+    def rows(self, rows_B: np.ndarray) -> "_Point":
+        """Some of them."""
+        return _Point(*(part[rows_B] for part in self._parts()))
+
+    def joined(self, other: "_Point") -> "_Point":
+        """These, then those of `other`."""
+        pairs = zip(self._parts(), other._parts(), strict=True)
+        return _Point(*(np.concatenate(pair) for pair in pairs))
+
+    def _parts(self) -> tuple[np.ndarray, ...]:
+        return self.f_B, self.g_BP, self.H_BPP, self.M_BPP
 
     def take(self, other: "_Point", rows_B: np.ndarray) -> None:
-        self.f_B[rows_B] = other.f_B[rows_B]
-        self.g_BP[rows_B] = other.g_BP[rows_B]
-        self.H_BPP[rows_B] = other.H_BPP[rows_B]
+        """Replace those rows by `other`'s."""
+        for own, theirs in zip(self._parts(), other._parts(), strict=True):
+            own[rows_B] = theirs[rows_B]
+
+    def step(self, damping_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The damped step, (B, P), and by how much the objective should fall without damping."""
+        scale_BP = np.sqrt(np.einsum("bpp->bp", self.M_BPP)) + 1e-150
+        scale_BP = np.maximum(scale_BP, SCALE_FLOOR * scale_BP.max(axis=1, keepdims=True))
+        scale_BPP = scale_BP[:, :, None] * scale_BP[:, None, :]
+        value_BP, vector_BPP = np.linalg.eigh(self.H_BPP / scale_BPP)
+        bent_B = value_BP[:, 0] <= POSITIVE
+        if bent_B.any():
+            above_BPP = self.M_BPP[bent_B] / scale_BPP[bent_B]
+            value_BP[bent_B], vector_BPP[bent_B] = np.linalg.eigh(above_BPP)
+        value_BP = np.maximum(value_BP, POSITIVE / 10)
+        along_BP = ((self.g_BP / scale_BP)[:, None] @ vector_BPP)[:, 0]
+        expected_B = (along_BP**2 / value_BP).sum(axis=1) / 2
+        along_BP /= value_BP + damping_B[:, None]
+        step_BP = -(vector_BPP @ along_BP[..., None])[..., 0] / scale_BP
+        longest_B = np.abs(step_BP).max(axis=1, keepdims=True) + 1e-300
+        return step_BP * np.minimum(1.0, LONGEST_STEP / longest_B), expected_B
 
 
 class Objective:
@@ -92,12 +140,21 @@ class Objective:
         bend_BI = weights_BI * (psi_BI == residual_BI) - pull_BI
         g_BP = (jacobian_BPI @ pull_BI[..., None])[..., 0]
         H_BPP = (jacobian_BPI * bend_BI[:, None]) @ jacobian_BPI.transpose(0, 2, 1)
+        near_BI = weights_BI * limit_B1 / np.maximum(np.abs(residual_BI), limit_B1)
+        M_BPP = (jacobian_BPI * near_BI[:, None]) @ jacobian_BPI.transpose(0, 2, 1)
         share_BKI *= pull_BI[:, None]
         own_BM = share_BKI.reshape(len(theta_BP), -1) @ self._products_JM
         H_BPP[:, self._upper[0], self._upper[1]] += own_BM
         below = self._upper[0] != self._upper[1]
         H_BPP[:, self._upper[1][below], self._upper[0][below]] += own_BM[:, below]
-        return _Point(f_B, g_BP, H_BPP)
+        return _Point(f_B, g_BP, H_BPP, M_BPP)
+
+    def scores_PI(self, theta_P: np.ndarray, delta: float) -> np.ndarray:
+        """Gradient of each run's Huber loss, (P, I)."""
+        share_BKI = self.model.ln_terms(theta_P[None])
+        ln_loss_BI = np.logaddexp.reduce(share_BKI, axis=1)
+        jacobian_BPI = self._jacobian(np.exp(share_BKI - ln_loss_BI[:, None]))
+        return jacobian_BPI[0] * np.clip(ln_loss_BI[0] - self.log_L_I, -delta, delta)
 
     def _jacobian(self, share_BKI: np.ndarray) -> np.ndarray:
         num_rows, _, num_runs = share_BKI.shape
@@ -153,7 +210,7 @@ class _Newton:
         self._stage_B = np.empty(0, dtype=int)
         self._damping_B = np.empty(0)
         self._trial_BP = np.empty((0, num))
-        self._now = _Point(np.empty(0), np.empty((0, num)), np.empty((0, num, num)))
+        self._now = _Point.unknown(0, num)
 
     def run(self) -> Minima:
         self._refill(np.ones(0, dtype=bool))
@@ -171,50 +228,32 @@ class _Newton:
         self._stage_B = np.concatenate([self._stage_B[keep_B], np.zeros(num_new, dtype=int)])
         self._damping_B = np.concatenate([self._damping_B[keep_B], np.zeros(num_new)])
         self._trial_BP = np.concatenate([self._trial_BP[keep_B], self._theta_RP[new]])
-        now = self._now
-        self._now = _Point(
-            np.concatenate([now.f_B[keep_B], np.full(num_new, np.inf)]),
-            np.concatenate([now.g_BP[keep_B], np.zeros((num_new, num))]),
-            np.concatenate([now.H_BPP[keep_B], np.zeros((num_new, num, num))]),
-        )
-        if not self._shared:
-            self._w_BI = self._weights_RI[self._row_B]
-        else:
-            self._w_BI = np.broadcast_to(
-                self._weights_RI, (len(self._row_B), self._weights_RI.shape[1])
-            )
+        self._now = self._now.rows(keep_B).joined(_Point.unknown(num_new, num))
+        rows_B = np.zeros_like(self._row_B) if self._shared else self._row_B
+        self._weights_BI = self._weights_RI[rows_B]
 
     def _step(self) -> None:
         """Judge the trial points, go on from the better of old and new, end what has converged."""
-        found = self._objective.at(self._trial_BP, self._w_BI, self._deltas[self._stage_B])
+        found = self._objective.at(self._trial_BP, self._weights_BI, self._deltas[self._stage_B])
         better_B = found.f_B < self._now.f_B
         self._theta_RP[self._row_B[better_B]] = self._trial_BP[better_B]
         self._now.take(found, better_B)
         self._steps_R[self._row_B] += 1
-        value_BP, vector_BPP = np.linalg.eigh(self._now.H_BPP)
-        size_BP = np.abs(value_BP)
-        largest_B = size_BP[:, [0, -1]].max(axis=1)
         self._damping_B = np.where(
             better_B,
-            np.where(self._damping_B > 1e-9 * largest_B, self._damping_B / 8, 0.0),
-            np.maximum(self._damping_B * 4, 1e-5 * largest_B),
+            np.where(self._damping_B > FIRST**2, self._damping_B / DOWN, 0.0),
+            np.maximum(self._damping_B * UP, FIRST),
         )
-        along_BP = (vector_BPP.transpose(0, 2, 1) @ self._now.g_BP[..., None])[..., 0]
-        size_BP = np.maximum(size_BP, 1e-14 * largest_B[:, None] + 1e-300)
-        expected_B = (along_BP**2 / size_BP).sum(axis=1) / 2
-        step_BP = -(vector_BPP @ (along_BP / (size_BP + self._damping_B[:, None]))[..., None])[..., 0]
-        longest_B = np.abs(step_BP).max(axis=1)
-        step_BP *= np.minimum(1.0, LONGEST_STEP / np.maximum(longest_B, 1e-300))[:, None]
+        step_BP, expected_B = self._now.step(self._damping_B)
         self._trial_BP = self._theta_RP[self._row_B] + step_BP
         self._end(expected_B)
 
     def _end(self, expected_B: np.ndarray) -> None:
         last_B = self._stage_B == len(self._deltas) - 1
-        scale_B = self._now.f_B + 1e-24 * self._w_BI.sum(axis=1)
+        scale_B = self._now.f_B + 1e-24 * self._weights_BI.sum(axis=1)
         close_B = expected_B <= np.where(last_B, TOLERANCE, ROUGH) * scale_B
-        tired_B = (self._steps_R[self._row_B] >= MAX_STEPS) | (
-            self._damping_B > 1e12 * np.abs(self._now.H_BPP).max(axis=(1, 2))
-        )
+        tired_B = self._steps_R[self._row_B] >= MAX_STEPS
+        tired_B |= self._damping_B > MOST_DAMPING
         onward_B = (close_B | tired_B) & ~last_B
         self._stage_B[onward_B] += 1
         self._damping_B[onward_B] = 0.0
