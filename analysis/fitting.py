@@ -51,8 +51,8 @@ class Fit:
     theta_P: np.ndarray
     """As the law states them, in the order of `names`: ln of the coefficients, exponents."""
     covariance_PP: np.ndarray
-    """Of theta_P, sandwich H^-1 (sum of score score') H^-1 times I / (I - P) (Huber 1967); it holds
-    the scatter of runs, not that the law may be wrong. NaN unless the status is ok."""
+    """Of theta_P, sandwich H^-1 (sum of score score') H^-1 times I / (I - P) (Huber 1967), for many
+    runs; it holds their scatter, not that the law may be wrong. NaN unless the status is ok."""
     delta: float
     objective: float
     """Sum over runs of Huber(ln L' - ln L)."""
@@ -187,17 +187,33 @@ def _fit(
 
 
 def _covariance(objective: Objective, theta_P: np.ndarray, delta: float) -> np.ndarray | None:
-    """Of the coefficients as the law states them; None where the Hessian does not determine them."""
+    """Of the coefficients as the law states them; None where the runs do not determine them."""
     model = objective.model
+    residual_I, slope_PI = objective.slopes(theta_P)
+    scale_P = np.sqrt((slope_PI**2).sum(axis=1)) + 1e-150
+    slope_PI /= scale_P[:, None]
     point = objective.at(theta_P[None], np.ones((1, model.num_runs)), np.array([delta]))
-    scale_P = np.sqrt(np.abs(np.diagonal(point.M_BPP[0]))) + 1e-150
+    own_I = (np.abs(residual_I) < delta).astype(float)
+    smooth_I = _smoothed(residual_I, delta)
     hessian_PP = point.H_BPP[0] / np.outer(scale_P, scale_P)
-    if np.linalg.eigvalsh(hessian_PP)[0] < SINGULAR:
+    hessian_PP += (slope_PI * (smooth_I - own_I)) @ slope_PI.T
+    if np.linalg.eigvalsh(hessian_PP)[0] < SINGULAR * smooth_I.mean():
         return None
-    scores_PI = objective.scores_PI(theta_P, delta) / scale_P[:, None]
+    scores_PI = slope_PI * np.clip(residual_I, -delta, delta)
     bread_PP = model.to_raw_PP @ (np.linalg.inv(hessian_PP) / scale_P[:, None])
     few = model.num_runs / (model.num_runs - len(theta_P))
     return few * bread_PP @ (scores_PI @ scores_PI.T) @ bread_PP.T
+
+
+def _smoothed(residual_I: np.ndarray, delta: float) -> np.ndarray:
+    """Chance that a run lies within delta, from those within a wider band (Powell 1991).
+
+    At small delta, only about as many runs as coefficients lie within it, on purpose: the minimum
+    passes through them. Taken as they are, they would make it look certain.
+    """
+    spread = 1.4826 * float(np.median(np.abs(residual_I)))
+    band = max(delta, 1.06 * spread * len(residual_I) ** -0.2)
+    return (np.abs(residual_I) < band) * (delta / band)
 
 
 def refit(fit: Fit, weights_RI: np.ndarray) -> Replicates:

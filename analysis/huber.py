@@ -19,6 +19,9 @@ BATCH = 128
 MAX_STEPS = 300
 TOLERANCE = 1e-14
 """Of the decrease that Newton still expects, relative to the objective."""
+EXACT = 1e-14
+"""Added to the objective there, per run: a law that fits without residuals has an objective of
+nothing but rounding."""
 ROUGH = 1e-3
 """The same where delta is only on its way down."""
 LONGEST_STEP = 2.0
@@ -149,12 +152,12 @@ class Objective:
         H_BPP[:, self._upper[1][below], self._upper[0][below]] += own_BM[:, below]
         return _Point(f_B, g_BP, H_BPP, M_BPP)
 
-    def scores_PI(self, theta_P: np.ndarray, delta: float) -> np.ndarray:
-        """Gradient of each run's Huber loss, (P, I)."""
+    def slopes(self, theta_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(ln L' - ln L of every run, (I,), and its gradient, (P, I))."""
         share_BKI = self.model.ln_terms(theta_P[None])
         ln_loss_BI = np.logaddexp.reduce(share_BKI, axis=1)
         jacobian_BPI = self._jacobian(np.exp(share_BKI - ln_loss_BI[:, None]))
-        return jacobian_BPI[0] * np.clip(ln_loss_BI[0] - self.log_L_I, -delta, delta)
+        return ln_loss_BI[0] - self.log_L_I, jacobian_BPI[0]
 
     def _jacobian(self, share_BKI: np.ndarray) -> np.ndarray:
         num_rows, _, num_runs = share_BKI.shape
@@ -250,7 +253,7 @@ class _Newton:
 
     def _end(self, expected_B: np.ndarray) -> None:
         last_B = self._stage_B == len(self._deltas) - 1
-        scale_B = self._now.f_B + 1e-24 * self._weights_BI.sum(axis=1)
+        scale_B = self._now.f_B + EXACT * self._weights_BI.sum(axis=1)
         close_B = expected_B <= np.where(last_B, TOLERANCE, ROUGH) * scale_B
         tired_B = self._steps_R[self._row_B] >= MAX_STEPS
         tired_B |= self._damping_B > MOST_DAMPING

@@ -1,7 +1,7 @@
 """Sums of power laws, L = sum_k c_k prod_j base_kj^-exponent_j: what every parametric law here is.
 
 L(N, D) = E + A/N^alpha + B/D^beta is one, with three terms; so are the laws with sparsity and
-L*(C). They share one optimiser (`huber.py`), because ln of each term is linear in ln c and exponents.
+L*(C). They share one optimiser (`huber.py`): ln of each term is linear in ln c and the exponents.
 
 Shape legend: I runs, K terms, P coefficients and exponents, G grid points, R replicates.
 """
