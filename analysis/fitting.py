@@ -25,7 +25,7 @@ NUM_STARTS = 4
 VANISHED = 1e-6
 """Of the loss: a term below it in every run is not there."""
 SINGULAR = 1e-10
-"""Smallest eigenvalue of the scaled Hessian that determines the coefficients."""
+"""Smallest eigenvalue, of scaled J J' and of the scaled Hessian, that determines coefficients."""
 CONFIDENCE = 0.95
 
 
@@ -157,20 +157,20 @@ def _fit(
 ) -> Fit:
     model = objective.model
     theta_P = minima.theta_RP[best]
-    covariance_PP = _covariance(objective, theta_P, delta)
     share_KI = np.exp(model.ln_terms(theta_P[None])[0] - model.ln_loss(theta_P[None]))
     gone = [
         term.coefficient
         for term, share in zip(model.terms, share_KI.max(axis=1), strict=True)
         if term.coefficient is not None and share < VANISHED
     ]
+    covariance_PP = _covariance(objective, theta_P, delta)
     status = FitStatus.OK
-    if not minima.converged_R[best]:
-        status = FitStatus.NOT_CONVERGED
-    elif gone:
+    if gone:
         status = FitStatus.VANISHED
     elif covariance_PP is None:
         status = FitStatus.UNDETERMINED
+    elif not minima.converged_R[best]:
+        status = FitStatus.NOT_CONVERGED
     if covariance_PP is None or status is not FitStatus.OK:
         covariance_PP = np.full((len(theta_P), len(theta_P)), np.nan)
     return Fit(
@@ -192,6 +192,8 @@ def _covariance(objective: Objective, theta_P: np.ndarray, delta: float) -> np.n
     residual_I, slope_PI = objective.slopes(theta_P)
     scale_P = np.sqrt((slope_PI**2).sum(axis=1)) + 1e-150
     slope_PI /= scale_P[:, None]
+    if np.linalg.eigvalsh(slope_PI @ slope_PI.T)[0] < SINGULAR:
+        return None
     point = objective.at(theta_P[None], np.ones((1, model.num_runs)), np.array([delta]))
     own_I = (np.abs(residual_I) < delta).astype(float)
     smooth_I = _smoothed(residual_I, delta)

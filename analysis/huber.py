@@ -163,12 +163,14 @@ class Objective:
         num_rows, _, num_runs = share_BKI.shape
         jacobian_BPI = np.empty((num_rows, len(self.model.names), num_runs))
         for p, slots in enumerate(self.model.slots):
-            for number, (k, column_I) in enumerate(slots):
+            if len(slots) != 1:
+                jacobian_BPI[:, p] = 0.0  # a base that never varies has no slot
+            for k, column_I in slots:
                 part_BI = share_BKI[:, k] if column_I is None else share_BKI[:, k] * column_I
-                if number:
-                    jacobian_BPI[:, p] += part_BI
-                else:
+                if len(slots) == 1:
                     jacobian_BPI[:, p] = part_BI
+                else:
+                    jacobian_BPI[:, p] += part_BI
         return jacobian_BPI
 
 

@@ -196,7 +196,9 @@ def test_influence_names_the_outlier_and_drops_it():
     assert found.rows[0] == 17
     others = np.arange(60) != 17
     without = fit_loss_surface(N[others], D[others], L[others])
-    assert found.replicates.values("alpha") == pytest.approx([surface.alpha, without.alpha], rel=1e-6)
+    assert found.replicates.values("alpha") == pytest.approx(
+        [surface.alpha, without.alpha], rel=1e-6
+    )
     each = leave_one_out(surface.fit)
     assert each.values("alpha")[17] == pytest.approx(without.alpha, rel=1e-6)
     assert each.objective_R.argmin() == 17
@@ -208,7 +210,7 @@ def test_delta_is_stated_and_swept(runs, surface):
     assert all(fit.ok for fit in sweep)
     assert sweep[2].objective == surface.objective
     # With delta beyond every residual, it is least squares; near zero, least absolute deviations.
-    assert sweep[-1].objective == pytest.approx((sweep[-1].residuals_I**2).sum() / 2)
+    assert sweep[-1].objective == pytest.approx((sweep[-1].residuals_I ** 2).sum() / 2)
     absolute = np.abs(sweep[0].residuals_I).sum()
     assert sweep[0].objective / 1e-6 == pytest.approx(absolute, rel=1e-4)
     assert absolute < min(np.abs(fit.residuals_I).sum() for fit in sweep[1:])
@@ -262,4 +264,6 @@ def test_what_cannot_be_fitted_is_refused_by_name(change, message):
 def test_counts_beyond_int64_are_no_trouble():
     N, D, L = surface_runs(30, noise=0.001)
     ints = [np.array([int(v) for v in column], dtype=np.int64) for column in (N, D)]
-    assert fit_loss_surface(*ints, L).alpha == pytest.approx(fit_loss_surface(N, D, L).alpha, rel=1e-6)
+    assert fit_loss_surface(*ints, L).alpha == pytest.approx(
+        fit_loss_surface(N, D, L).alpha, rel=1e-6
+    )
