@@ -58,19 +58,19 @@ def huber(residual: np.ndarray, delta: float) -> np.ndarray:
 class _Point:
     """Objective and derivatives of a batch."""
 
-    @classmethod
-    def unknown(cls, num_rows: int, num: int) -> "_Point":
-        """Worse than any other."""
-        square = np.zeros((2, num_rows, num, num))
-        return cls(np.full(num_rows, np.inf), np.zeros((num_rows, num)), *square)
-
     f_B: np.ndarray
     g_BP: np.ndarray
     H_BPP: np.ndarray
     """The Hessian."""
     M_BPP: np.ndarray
-    """sum w min(1, delta / |r|) J J', positive: the curvature of the quadratic that touches Huber's
-    loss at r from above. It steers where the Hessian is not convex."""
+    """Sum of w min(1, delta / |r|) J J', positive: the curvature of the quadratic that touches the
+    Huber loss at r from above. It steers where the Hessian is not convex."""
+
+    @classmethod
+    def unknown(cls, num_rows: int, num: int) -> "_Point":
+        """Worse than any other."""
+        square = np.zeros((2, num_rows, num, num))
+        return cls(np.full(num_rows, np.inf), np.zeros((num_rows, num)), *square)
 
     def rows(self, rows_B: np.ndarray) -> "_Point":
         """Some of them."""

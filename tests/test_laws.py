@@ -119,14 +119,14 @@ def test_variants_share_the_loss_floor():
     found = fit_loss_envelope(C, L, names)
     assert found.variants == ("dense", "moe", "peer")
     assert found.status is FitStatus.OK
-    assert found.E == pytest.approx(1.6, rel=1e-6)
+    assert pytest.approx(1.6, rel=1e-6) == found.E
     assert found.gamma == pytest.approx(tuple(gamma.values()), rel=1e-6)
     assert found.compute("peer", found.loss("peer", 3e20)) == pytest.approx(3e20, rel=1e-9)
     assert found.compute("peer", 1.5) == np.inf
     pinned = fit_loss_envelope(C, L, names, E=1.6)
     assert pinned.pinned
     assert pinned.E == 1.6
-    assert pinned.A == pytest.approx(tuple(A.values()), rel=1e-6)
+    assert pytest.approx(tuple(A.values()), rel=1e-6) == pinned.A
     assert "E" not in pinned.fit.names
     off = fit_loss_envelope(C, L, names, E=1.9)
     assert off.objective > 1e-5 > pinned.objective

@@ -52,7 +52,7 @@ def test_a_surface_without_noise_is_recovered():
     for name, value in SURFACE.items():
         assert getattr(surface, name) == pytest.approx(value, rel=1e-9)
     N, D, L = surface.optimum(1e21)
-    assert N * D == pytest.approx(1e21 / 6)
+    assert pytest.approx(1e21 / 6) == N * D
     assert min(surface.loss(N * s, D / s) for s in (0.99, 1.01)) > L == surface.loss(N, D)
     assert surface.exponent_N + surface.exponent_D == 1
 
@@ -138,7 +138,7 @@ def test_standard_errors_and_intervals_agree_with_the_scatter_of_fresh_studies(r
     assert surface.exponent_stderr == pytest.approx(spread, rel=0.4)
     assert bootstrap.stderr("exponent_N") == pytest.approx(spread, rel=0.4)
     N, D, L = bootstrap.optimum(1e22)
-    assert N * D == pytest.approx(1e22 / 6)
+    assert pytest.approx(1e22 / 6) == N * D
     assert np.median(L) == pytest.approx(surface.optimum(1e22)[2], rel=0.01)
 
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.interpolate import Akima1DInterpolator
 
-from analysis.diagnostics import CHINCHILLA_STARTS, LIMIT_DELTA, certify, delta_sweep, held_out, held_out_power_law, held_out_routed  # fmt: skip
+from analysis.diagnostics import (
+    CHINCHILLA_STARTS,
+    LIMIT_DELTA,
+    certify,
+    delta_sweep,
+    held_out,
+    held_out_power_law,
+    held_out_routed,
+)
 from analysis.envelope import fit_loss_envelope
 from analysis.fitting import FitStatus
 from analysis.parametric import bootstrap_loss_surface, fit_loss_surface
@@ -89,7 +97,7 @@ def test_porians_exponents_lie_within_their_intervals(reference_data):
     points = table(reference_data, "porian-rsld", "isoflop_points.csv")
     published = table(reference_data, "porian-rsld", "published_fits.csv")
     keys = ["file", "dataset", "hparams", "warmup", "decay", "param_count", "val"]
-    cells = {key: cell for key, cell in points.groupby(keys)}
+    cells = dict(iter(points.groupby(keys)))
     errors, inside = [], []
     for _, row in published.iterrows():
         minima = {
