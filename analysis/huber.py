@@ -14,8 +14,9 @@ import numpy as np
 
 from analysis.powersum import PowerSum
 
-BATCH = 128
-"""Replicates at a time: 128 x 3 terms x 240 runs in float64 stay in a CPU's second cache."""
+BATCH_NUMBERS = 90_000
+"""In the largest array of a batch, 0.7 MB: it stays in a CPU's second cache, and larger ones are
+mapped and cleared anew at every step, which doubled the time of a bootstrap."""
 MAX_STEPS = 300
 TOLERANCE = 1e-14
 """Of the decrease that Newton still expects, relative to the objective."""
@@ -210,6 +211,7 @@ class _Newton:
         self._f_R = np.full(num_rows, np.nan)
         self._converged_R = np.zeros(num_rows, dtype=bool)
         self._steps_R = np.zeros(num_rows, dtype=int)
+        self._batch = int(np.clip(BATCH_NUMBERS // (num * objective.model.num_runs), 16, 256))
         self._waiting = 0
         self._row_B = np.empty(0, dtype=int)
         self._stage_B = np.empty(0, dtype=int)
@@ -225,7 +227,7 @@ class _Newton:
 
     def _refill(self, keep_B: np.ndarray) -> None:
         """Drop the rows that are done and take in as many of those that wait."""
-        num_new = min(BATCH - int(keep_B.sum()), len(self._theta_RP) - self._waiting)
+        num_new = min(self._batch - int(keep_B.sum()), len(self._theta_RP) - self._waiting)
         new = np.arange(self._waiting, self._waiting + num_new)
         self._waiting += num_new
         num = self._theta_RP.shape[1]
