@@ -20,6 +20,7 @@ from analysis.fitting import (
     refit,
     resampling_weights,
 )
+from analysis.load import AnalysisError
 from analysis.powersum import PowerSum, Term
 
 GRID = tuple(np.linspace(0.05, 1.15, 12).tolist())
@@ -170,11 +171,16 @@ def bootstrap_loss_surface(
         clusters: runs that are drawn together.
 
     Raises:
-        AnalysisError: as `fit_loss_surface`.
+        AnalysisError: as `fit_loss_surface`, or weights of another shape.
     """
     surface = fit_loss_surface(params, tokens, loss, delta)
+    num_runs = len(surface.fit.log_L_I)
     if weights is None:
-        weights = resampling_weights(len(surface.fit.log_L_I), num_replicates, seed, clusters)
+        weights = resampling_weights(num_runs, num_replicates, seed, clusters)
+    if weights.ndim != 2 or weights.shape[1] != num_runs:
+        raise AnalysisError(
+            f"weights of shape {weights.shape}: give one row per replicate of {num_runs} numbers"
+        )
     return SurfaceBootstrap(refit(surface.fit, np.asarray(weights, dtype=float)))
 
 

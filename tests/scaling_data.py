@@ -10,9 +10,17 @@ CHINCHILLA_ROWS = 245
 SURFACE = {"A": 480.0, "B": 2100.0, "E": 1.8, "alpha": 0.35, "beta": 0.37}
 
 
+def scaling(folder, name):
+    """A folder of runs; the test is skipped without it."""
+    base = folder / "scaling" / name
+    if not base.is_dir():
+        pytest.skip(f"no runs at {base}; set PEER_SCALING_DATA")
+    return base
+
+
 def gemstones(folder, name):
     """(N, D, L) of one of the gemstones tables, and what was published of it if anything was."""
-    base = folder / "scaling" / "gemstones"
+    base = scaling(folder, "gemstones")
     frame = pd.read_json(base / f"wandb_df_for_fitting_{name}.jsonl", lines=True)
     published = json.loads((base / f"published_a3_delta1e-3_{name}.json").read_text())
     columns = ("params_active_precise", "tokens", "final_loss")
@@ -21,7 +29,7 @@ def gemstones(folder, name):
 
 def chinchilla(folder):
     """(N, D, L) of the digitised Chinchilla table without its five largest losses."""
-    base = folder / "scaling" / "gemstones"
+    base = scaling(folder, "gemstones")
     for path in sorted(base.glob("*chinchilla*.jsonl")):
         frame = pd.read_json(path, lines=True)
         if len(frame) == CHINCHILLA_ROWS:
@@ -31,8 +39,8 @@ def chinchilla(folder):
     pytest.skip(f"no digitised Chinchilla table of {CHINCHILLA_ROWS} runs in {base}")
 
 
-def table(folder, *parts):
-    return pd.read_csv(folder.joinpath("scaling", *parts))
+def table(folder, name, file):
+    return pd.read_csv(scaling(folder, name) / file)
 
 
 def surface_runs(num_runs=240, noise=0.006, seed=0):

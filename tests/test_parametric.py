@@ -1,6 +1,9 @@
 """Approach 3: the minimum is the minimum, replicates are refits, doubtful fits say so."""
 
+import subprocess
+import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,11 +163,10 @@ def test_no_start_of_a_grid_gets_lower(surface):
 
 
 def test_a_certificate_fails_where_a_fit_is_no_minimum(runs):
-    from dataclasses import replace
-
     fit = fit_loss_surface(*runs).fit
     worse = replace(fit, objective=fit.objective * 1.001)
-    assert not certify(worse, {name: [value] for name, value in zip(fit.names, fit.theta_P, strict=True)}).holds  # fmt: skip
+    there = {name: [value] for name, value in zip(fit.names, fit.theta_P, strict=True)}
+    assert not certify(worse, there).holds
 
 
 def test_held_out_budgets_are_predicted_from_the_others():
@@ -259,6 +261,24 @@ def test_what_cannot_be_fitted_is_refused_by_name(change, message):
     columns |= change
     with pytest.raises(AnalysisError, match=message):
         fit_loss_surface(*(np.array(column) for column in columns.values()))
+
+
+def test_weights_of_another_study_are_refused(runs):
+    with pytest.raises(AnalysisError, match=r"weights of shape \(3, 7\): give one row"):
+        bootstrap_loss_surface(*runs, weights=np.ones((3, 7)))
+
+
+def test_imports_are_light():
+    """No training stack, and 1.5 s at most: the best of three, which other work may slow."""
+    modules = "analysis.diagnostics, analysis.envelope, analysis.parametric, analysis.sparse_laws"
+    code = f"import time; t = time.perf_counter(); import sys, analysis, {modules}; print('torch' in sys.modules, time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
+    said = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert {torch for torch, _ in said} == {"False"}
+    assert min(float(seconds) for _, seconds in said) < 1.5
 
 
 def test_counts_beyond_int64_are_no_trouble():
