@@ -1,5 +1,8 @@
 """Power laws over minima, envelopes and laws with sparsity, on data that obey them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -182,3 +185,16 @@ def test_clarks_law_is_recovered_and_its_experts_saturate():
     assert fit_routed(N, np.ones(len(N)), L).status is FitStatus.UNDETERMINED
     with pytest.raises(AnalysisError, match="6 runs for 6 coefficients"):
         fit_routed(N[:6], E[:6], L[:6])
+
+
+def test_imports_are_light():
+    """No training stack, and 1.5 s at most: the best of three, which other work may slow."""
+    modules = "analysis.diagnostics, analysis.envelope, analysis.parametric, analysis.sparse_laws"
+    code = f"import time; t = time.perf_counter(); import sys, analysis, {modules}; print('torch' in sys.modules, time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
+    said = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert {torch for torch, _ in said} == {"False"}
+    assert min(float(seconds) for _, seconds in said) < 1.5
