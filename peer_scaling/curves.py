@@ -1,0 +1,188 @@
+"""IsoFLOP curves while a study runs: the minimum, its interval, and what one more run would tell.
+
+Around its minimum a curve L = E + A / N^alpha + B / D^beta at fixed compute is, with x = ln N - ln N*,
+
+    L = L* + c2 (x^2 + (beta - alpha) / 3 x^3 + (alpha^2 - alpha beta + beta^2) / 12 x^4 + ...).
+
+A plain parabola leaves out the last two terms and so misplaces N*, the more the wider the ladder
+(2603.22339). Here the cubic one is fitted with a prior around 0 and the quartic one counts as an
+error that grows with x: far points weigh less, and the interval knows of the bias.
+
+Suffixes: P runs, one point each (seeds of a size are points of their own); K the four coefficients.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.9
+CUBIC = 0.05
+"""Prior standard deviation of c3 / c2: exponents that differ by 0.15 (published: 0.03 to 0.31)."""
+QUARTIC = 0.01
+"""c4 / c2 with both exponents 0.35."""
+MIN_SIZES = 4
+"""With a loss, per curve: a parabola passes through any three points, whatever they say."""
+MIN_NOISE = 1e-4
+"""Nats. Losses are not known better than this, however well four points lie on a curve."""
+FIRST_NOISE = 0.01
+"""Nats: where the estimate of the noise begins; it does not depend on it where it ends."""
+NOISE_ROUNDS = 4
+MAX_STEPS = 30
+MAX_MOVE = 0.7
+"""Of the vertex in one step of the fit, in ln N."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The runs of one curve that have a loss."""
+
+    log_N_P: np.ndarray
+    loss_P: np.ndarray
+    """Nats per token."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """A fitted curve, in powers of x = ln N - `log_N`."""
+
+    log_N: float
+    """Ln N* at the vertex."""
+    loss: float
+    """L*, nats per token."""
+    curvature: float
+    """c2 above, nats; positive."""
+    information_KK: np.ndarray
+    """Inverse of the coefficients' covariance, the prior of the cubic one included."""
+    noise: float
+    """Standard deviation of a run's loss that the fit was given, nats."""
+    residual_squares: float
+    """Of the runs, weighted by their shares; over `dof` it estimates the squared noise."""
+    dof: float
+    """Runs, each by its share of the weight of one at the vertex, less their leverage."""
+
+    def after(self, log_N: float) -> "Minimum":
+        """The same curve as if one more run at `log_N` had confirmed it."""
+        x_P = np.array([log_N - self.log_N])
+        row_K = _powers(x_P)[0]
+        weight = _weights(x_P, self.noise, self.curvature)[0]
+        return replace(self, information_KK=self.information_KK + weight * np.outer(row_K, row_K))
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Half widths of the 90 % intervals of a minimum; infinite where the runs do not say."""
+
+    log_N: float
+    """Of ln N*: 0.1 is 10 % of N*."""
+    loss: float
+    """Of L*, nats."""
+
+
+def fit_minimum(points: Points, noise: float) -> Minimum | None:
+    """The minimum of a curve, or None if the fit has none: it opens downwards, or stands still
+    nowhere near the runs.
+
+    Args:
+        points: at least `MIN_SIZES` different sizes.
+        noise: standard deviation of a run's loss, nats.
+    """
+    log_N_P, loss_P = points.log_N_P, points.loss_P
+    centre = float(log_N_P[loss_P.argmin()])
+    curvature = _parabola_curvature(log_N_P - centre, loss_P)
+    for _ in range(MAX_STEPS):
+        if not curvature > 0:
+            return None
+        x_P = log_N_P - centre
+        weight_P = _weights(x_P, noise, curvature)
+        rows_PK = _powers(x_P)
+        information_KK = rows_PK.T @ (weight_P[:, None] * rows_PK)
+        information_KK[3, 3] += (CUBIC * curvature) ** -2
+        coefficients_K = np.linalg.solve(information_KK, rows_PK.T @ (weight_P * loss_P))
+        slope, curvature = float(coefficients_K[1]), float(coefficients_K[2])
+        move = -slope / (2 * curvature) if curvature > 0 else 0.0
+        if curvature > 0 and abs(move) < 1e-6:
+            residual_P = loss_P - rows_PK @ coefficients_K
+            squares, dof = _residuals(rows_PK, weight_P, information_KK, residual_P, noise)
+            return Minimum(
+                centre, float(coefficients_K[0]), curvature, information_KK, noise, squares, dof
+            )
+        centre += min(max(move, -MAX_MOVE), MAX_MOVE)
+    return None
+
+
+def fit_minima(curves: Sequence[Points]) -> tuple[list[Minimum | None], float]:
+    """The minima of curves with the same noise, and the degrees of freedom of its estimate.
+
+    The noise is estimated from residuals of all curves together, seeds included: squared residuals
+    over degrees of freedom, again and again with the weights that follow from it.
+    """
+    noise, dof = FIRST_NOISE, 0.0
+    minima: list[Minimum | None] = []
+    for _ in range(NOISE_ROUNDS):
+        minima = [fit_minimum(points, noise) for points in curves]
+        found = [minimum for minimum in minima if minimum]
+        dof = sum(minimum.dof for minimum in found)
+        if dof < 0.5:
+            return minima, 0.0
+        squares = sum(minimum.residual_squares for minimum in found)
+        noise = max(MIN_NOISE, math.sqrt(squares / dof))
+    return minima, dof
+
+
+def margins(minimum: Minimum | None, dof: float) -> Margins:
+    """Half widths of the 90 % intervals, with Student's quantile for `dof` degrees of freedom.
+
+    That of ln N*, a ratio of coefficients, by Fieller's theorem (1954): infinite if the curvature
+    cannot be told from 0.
+    """
+    if minimum is None or dof < 0.5:
+        return Margins(math.inf, math.inf)
+    covariance_KK = np.linalg.inv(minimum.information_KK)
+    t = float(stdtrit(dof, (1 + CONFIDENCE) / 2))
+    slope, both, curvature = covariance_KK[1, 1], covariance_KK[1, 2], covariance_KK[2, 2]
+    left = minimum.curvature**2 - t * t * curvature
+    loss = t * math.sqrt(covariance_KK[0, 0])
+    if left <= 0:
+        return Margins(math.inf, loss)
+    return Margins(t * math.sqrt((t * both) ** 2 + slope * left) / (2 * left), loss)
+
+
+def deviations(minimum: Minimum) -> tuple[float, float]:
+    """Standard deviations of ln N* and L* (nats) by the delta method, for given noise."""
+    covariance_KK = np.linalg.inv(minimum.information_KK)
+    slope, loss = math.sqrt(covariance_KK[1, 1]), math.sqrt(covariance_KK[0, 0])
+    return slope / (2 * minimum.curvature), loss
+
+
+def _powers(x_P: np.ndarray) -> np.ndarray:
+    return np.stack([np.ones_like(x_P), x_P, x_P**2, x_P**3], axis=1)
+
+
+def _weights(x_P: np.ndarray, noise: float, curvature: float) -> np.ndarray:
+    """One over the variance of a run around the cubic: noise, and the quartic it leaves out."""
+    return 1 / (noise**2 + (QUARTIC * curvature * x_P**4) ** 2)
+
+
+def _parabola_curvature(x_P: np.ndarray, loss_P: np.ndarray) -> float:
+    rows_PK = _powers(x_P)[:, :3]
+    return float(np.linalg.lstsq(rows_PK, loss_P, rcond=None)[0][2])
+
+
+def _residuals(
+    rows_PK: np.ndarray,
+    weight_P: np.ndarray,
+    information_KK: np.ndarray,
+    residual_P: np.ndarray,
+    noise: float,
+) -> tuple[float, float]:
+    """Weighted squares whose expectation is squared noise times the second: a run's share is its
+    weight over that of a run at the vertex.
+    """
+    share_P = weight_P * noise**2
+    leverage_P = weight_P * np.einsum(
+        "pk,pk->p", rows_PK, np.linalg.solve(information_KK, rows_PK.T).T
+    )
+    return float((share_P**2) @ residual_P**2), float(share_P @ (1 - leverage_P))
