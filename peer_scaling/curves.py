@@ -5,10 +5,11 @@ Around its minimum a curve L = E + A / N^alpha + B / D^beta at fixed compute is,
     L = L* + c2 (x^2 + (beta - alpha) / 3 x^3 + (alpha^2 - alpha beta + beta^2) / 12 x^4 + ...).
 
 A plain parabola leaves out the last two terms and so misplaces N*, the more the wider the ladder
-(2603.22339). Here the cubic one is fitted with a prior around 0 and the quartic one counts as an
-error that grows with x: far points weigh less, and the interval knows of the bias.
+(2603.22339). Here both are fitted, with priors relative to c2 that published exponents suggest, so
+that four sizes are enough and the intervals know of the bias. What comes after them counts as an
+error that grows with x: sizes far from the minimum weigh less.
 
-Suffixes: P runs, one point each (seeds of a size are points of their own); K the four coefficients.
+Suffixes: P runs, one point each (seeds of a size are points of their own); K the five coefficients.
 """
 
 import math
@@ -19,10 +20,12 @@ import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.9
-CUBIC = 0.05
-"""Prior standard deviation of c3 / c2: exponents that differ by 0.15 (published: 0.03 to 0.31)."""
-QUARTIC = 0.01
-"""c4 / c2 with both exponents 0.35."""
+CUBIC = 0.0, 0.05
+"""Prior mean and standard deviation of c3 / c2: exponents differ by 0.15 (published: 0.03 to 0.31)."""
+QUARTIC = 0.01, 0.005
+"""Of c4 / c2: both exponents 0.35, and from 0.25 to 0.42."""
+REST = 1e-3
+"""Standard deviation of the terms from x^5 on, over c2 |x|^5."""
 MIN_SIZES = 4
 """With a loss, per curve: a parabola passes through any three points, whatever they say."""
 MIN_NOISE = 1e-4
@@ -55,7 +58,7 @@ class Minimum:
     curvature: float
     """c2 above, nats; positive."""
     information_KK: np.ndarray
-    """Inverse of the coefficients' covariance, the prior of the cubic one included."""
+    """Inverse of the coefficients' covariance, the priors of the last two included."""
     noise: float
     """Standard deviation of a run's loss that the fit was given, nats."""
     residual_squares: float
@@ -99,8 +102,11 @@ def fit_minimum(points: Points, noise: float) -> Minimum | None:
         weight_P = _weights(x_P, noise, curvature)
         rows_PK = _powers(x_P)
         information_KK = rows_PK.T @ (weight_P[:, None] * rows_PK)
-        information_KK[3, 3] += (CUBIC * curvature) ** -2
-        coefficients_K = np.linalg.solve(information_KK, rows_PK.T @ (weight_P * loss_P))
+        expected_K = rows_PK.T @ (weight_P * loss_P)
+        for power, (mean, spread) in ((3, CUBIC), (4, QUARTIC)):
+            information_KK[power, power] += (spread * curvature) ** -2
+            expected_K[power] += mean / spread**2 / curvature
+        coefficients_K = np.linalg.solve(information_KK, expected_K)
         slope, curvature = float(coefficients_K[1]), float(coefficients_K[2])
         move = -slope / (2 * curvature) if curvature > 0 else 0.0
         if curvature > 0 and abs(move) < 1e-6:
@@ -158,12 +164,12 @@ def deviations(minimum: Minimum) -> tuple[float, float]:
 
 
 def _powers(x_P: np.ndarray) -> np.ndarray:
-    return np.stack([np.ones_like(x_P), x_P, x_P**2, x_P**3], axis=1)
+    return x_P[:, None] ** np.arange(5)
 
 
 def _weights(x_P: np.ndarray, noise: float, curvature: float) -> np.ndarray:
-    """One over the variance of a run around the cubic: noise, and the quartic it leaves out."""
-    return 1 / (noise**2 + (QUARTIC * curvature * x_P**4) ** 2)
+    """One over the variance of a run around the polynomial: noise, and the terms it leaves out."""
+    return 1 / (noise**2 + (REST * curvature * x_P**5) ** 2)
 
 
 def _parabola_curvature(x_P: np.ndarray, loss_P: np.ndarray) -> float:
