@@ -154,7 +154,7 @@ def adaptive_runs(draw: Draw, config: Adaptive) -> list[Observation]:
 def fixed_runs(draw: Draw, config: Adaptive, num_sizes: int) -> list[tuple[str, float, str]]:
     """The cells of a fixed ladder, centred by the rule."""
     cells = []
-    for tier in make_tiers(config, draw.candidates, {}, BUDGETS).values():
+    for tier in make_tiers(config, draw.candidates, {}):
         for curve in tier.curves:
             ladder = coarse_ladder(curve, _by_rule(curve), num_sizes)
             cells += [(curve.variant, tier.budget, size.size) for size in ladder]
@@ -170,10 +170,10 @@ def score(draw: Draw, config: Adaptive, runs: Sequence[Observation]) -> tuple[fl
     """(FLOPs, squared error of ln N*, of the gaps, share of curves without a minimum)."""
     known = {run.key: run for run in runs}
     size, gap, lost = [], [], []
-    for budget, tier in make_tiers(config, draw.candidates, known, BUDGETS).items():
+    for tier in make_tiers(config, draw.candidates, known):
         wrong = []
         for curve in tier.curves:
-            log_N, loss = draw.truth[curve.variant, budget]
+            log_N, loss = draw.truth[curve.variant, tier.budget]
             found = curve.minimum if curve.bracketed else None
             best = curve.best
             assert best is not None

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from peer_scaling.candidates import Action, Adaptive, Candidate, Decision, Key, Observation
-from peer_scaling.chooser import REACH, Curve
+from peer_scaling.chooser import Curve
 from peer_scaling.errors import UserError, shown
 from peer_scaling.record import budget_label
 from peer_scaling.tiers import Step, Tier, make_tiers, step_flops
@@ -61,10 +61,9 @@ def replay(
     """
     _check(config, candidates)
     known: dict[Key, Observation] = {}
-    tiers = make_tiers(config, candidates, known, sorted({c.budget for c in candidates}))
     number, spent, said = 1, 0.0, set[tuple[str, float]]()
     while True:
-        chooser = _Round(config, number, tiers, spent)
+        chooser = _Round(config, number, make_tiers(config, candidates, known), spent)
         decided = chooser.refusals(candidates) if number == 1 else []
         decided += chooser.left_out(said)
         decided += chooser.place() or chooser.refine() or chooser.stops()
@@ -75,19 +74,18 @@ def replay(
             return
         number, spent = number + 1, chooser.spent
         known |= {observation.key: observation for observation in found}
-        tiers |= make_tiers(config, candidates, known, {key[1] for key in keys})
 
 
 class _Round:
     """The decisions of one round."""
 
     def __init__(
-        self, config: Adaptive, number: int, tiers: dict[float, Tier], spent: float
+        self, config: Adaptive, number: int, tiers: list[Tier], spent: float
     ) -> None:
         self._config = config
         self._number = number
-        self._tiers = [tier for tier in tiers.values() if not tier.refusal]
-        self._refused = [tier for tier in tiers.values() if tier.refusal]
+        self._tiers = [tier for tier in tiers if not tier.refusal]
+        self._refused = [tier for tier in tiers if tier.refusal]
         coarse = sum(tier.coarse_flops for tier in self._tiers)
         self._allowance = config.allowance or config.ladders * coarse
         self.spent = spent
@@ -114,15 +112,15 @@ class _Round:
             if not curve.bracketed or not curve.minimum or (curve.variant, curve.budget) in said:
                 continue
             said.add((curve.variant, curve.budget))
-            minimum = curve.minimum
+            minimum, reach = curve.minimum, self._config.log_reach
             far = [
                 c.size
                 for c in curve.candidates
-                if not curve.num_runs(c) and abs(c.log_N - minimum.log_N) > REACH
+                if not curve.num_runs(c) and abs(c.log_N - minimum.log_N) > reach
             ]
             reason = (
-                f"{', '.join(far)}: more than a factor of {math.exp(REACH):g} from N* "
-                f"{math.exp(minimum.log_N):.3g}, so some {minimum.curvature * REACH**2:.2g} nats "
+                f"{', '.join(far)}: more than a factor of {self._config.reach:g} from N* "
+                f"{math.exp(minimum.log_N):.3g}, so about {minimum.curvature * reach**2:.2g} nats "
                 f"or more above the minimum"
             )
             if far:

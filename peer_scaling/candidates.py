@@ -21,8 +21,11 @@ class Adaptive:
     """Names of backbones that may be trained, at any budget."""
     start: int = 4
     """Sizes of the coarse ladder, per variant and budget."""
-    spacing: float = 2.0
+    spacing: float = 3.0
     """Factor in N from one size of the coarse ladder to the next, and of an extension."""
+    reach: float = 16.0
+    """Factor in N around a minimum within which sizes are added: the farther, the more a run says
+    of N*, as long as the curve is the sum of two power laws there."""
     tokens_per_param: float = 20.0
     """Training tokens per active parameter where the first minimum is looked for; later ones are
     looked for where those of smaller budgets were found."""
@@ -56,11 +59,17 @@ class Adaptive:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 problems.append(f"{name}={value} must be a positive number")
-        if not 1 < self.spacing < math.inf:
-            problems.append(f"spacing={self.spacing} must be above 1")
+        for name in ("spacing", "reach"):
+            if not 1 < getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)} must be a factor above 1")
         if not 1 <= self.ladders < math.inf:
             problems.append(f"ladders={self.ladders} must be at least 1, the coarse ladder itself")
         check(problems)
+
+    @property
+    def log_reach(self) -> float:
+        """`reach` in ln N."""
+        return math.log(self.reach)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,15 @@ import numpy as np
 from peer_scaling.candidates import Action, Adaptive, Candidate
 from peer_scaling.curves import (
     MIN_SIZES,
+    PUBLISHED,
     Margins,
     Minimum,
     Points,
-    deviations,
+    Shape,
     fit_minima,
     margins,
 )
 
-REACH = math.log(4.0)
-"""A minimum is refined with sizes up to a factor of 4 in N from it."""
 MAX_FAILED = 2
 """Failed sizes beyond an end of a curve, after which it is not extended there."""
 SIDES = {"smallest": -1.0, "largest": 1.0}
@@ -49,6 +48,8 @@ class Curve:
     """Of the runs of each size, by seed from 0; None for a failed one."""
     asked: Mapping[str, int]
     """Runs of each size that the present round has asked for already."""
+    shape: Shape = PUBLISHED
+    """What is known of it from smaller budgets."""
     minimum: Minimum | None = None
     margins: Margins = Margins(math.inf, math.inf)
 
@@ -138,8 +139,8 @@ class Curve:
         """The size that is to bracket the minimum, or to make the sizes enough to say."""
         untried = [c for c in self.candidates if not self.num_runs(c)]
         if self.side is None:
-            tried = self.tried or self.candidates
-            middle = sum(c.log_N for c in tried) / len(tried)
+            run = self.tried or [c for c in self.candidates if self.num_runs(c)]
+            middle = sum(c.log_N for c in run) / max(len(run), 1)
             return min(untried, key=lambda c: abs(c.log_N - middle), default=None)
         sign = SIDES[self.side]
         known = [c for c in self.candidates if c in self.tried or self.asked.get(c.size)]
@@ -168,6 +169,8 @@ class Curve:
         if not self.minimum:
             return "the curve opens downwards: no minimum yet"
         config, own = self.config, self.margins
+        if math.isinf(own.loss):
+            return f"N* {math.exp(self.minimum.log_N):.3g}, but the noise is not known yet"
         return (
             f"N* {math.exp(self.minimum.log_N):.3g} within {own.log_N:.1%} (target "
             f"{config.target_size:.1%}), loss {self.minimum.loss:.4f} within {own.loss:.4f} nats "
@@ -186,28 +189,36 @@ class Curve:
         return f"the fitted minimum, N {at}, is beyond the {side} size tried, {end.size}"
 
     def _most_informative(self) -> Candidate:
-        """The size whose next run narrows both intervals most, relative to their targets."""
+        """Of the two sizes whose next runs together narrow both intervals most, relative to their
+        targets, the one that does more alone. A far size alone says little: it takes one on the
+        other side to tell the skew of the curve from its minimum.
+        """
         minimum, config = self.minimum, self.config
         assert minimum is not None
-        near = [c for c in self.open if abs(c.log_N - minimum.log_N) <= REACH] or self.open
-
-        def left(candidate: Candidate) -> float:
-            size, loss = deviations(minimum.after(candidate.log_N))
-            return (size / config.target_size) ** 2 + (loss / config.target_loss) ** 2
-
-        return min(near, key=left)
+        near = [c for c in self.open if abs(c.log_N - minimum.log_N) <= config.log_reach]
+        near = near or list(self.open)
+        log_N_S = np.array([candidate.log_N for candidate in near])
+        size_SS, loss_SS = minimum.deviations_after_two(log_N_S)
+        left_SS = (size_SS / config.target_size) ** 2 + (loss_SS / config.target_loss) ** 2
+        pair = np.unravel_index(left_SS.argmin(), left_SS.shape)
+        size_S, loss_S = minimum.deviations_after(log_N_S[list(pair)])
+        alone_S = (size_S / config.target_size) ** 2 + (loss_S / config.target_loss) ** 2
+        return near[pair[int(alone_S.argmin())]]
 
     def _least_known(self) -> Candidate:
-        """Of the sizes nearest to the best one, that with the fewest runs."""
+        """Of the sizes with the fewest runs one near the best if the ladder ends there, or else one
+        as far as may be, to see the curve bend.
+        """
         centre = (self.best or self.open[0]).log_N
-        near = sorted(self.open, key=lambda c: abs(c.log_N - centre))[:MIN_SIZES]
-        return min(near, key=self.num_runs)
+        sign = 1 if self.ended else -1
+        near = [c for c in self.open if abs(c.log_N - centre) <= self.config.log_reach] or self.open
+        return min(near, key=lambda c: (self.num_runs(c), sign * abs(c.log_N - centre)))
 
 
 def fitted(curves: Sequence[Curve]) -> list[Curve]:
     """The curves of one budget with their minima; the noise is estimated from all together."""
     ready = [curve for curve in curves if len(curve.tried) >= MIN_SIZES]
-    minima, dof = fit_minima([curve.points for curve in ready])
+    minima, dof = fit_minima([c.points for c in ready], [c.shape for c in ready])
     found: Iterator[Minimum | None] = iter(minima)
     return [
         replace(curve, minimum=(minimum := next(found)), margins=margins(minimum, dof))

@@ -9,7 +9,8 @@ A plain parabola leaves out the last two terms and so misplaces N*, the more the
 that four sizes are enough and the intervals know of the bias. What comes after them counts as an
 error that grows with x: sizes far from the minimum weigh less.
 
-Suffixes: P runs, one point each (seeds of a size are points of their own); K the five coefficients.
+Suffixes: P runs, one point each (seeds of a size are points of their own); S sizes; K the five
+coefficients.
 """
 
 import math
@@ -20,10 +21,6 @@ import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.9
-CUBIC = 0.0, 0.05
-"""Prior mean and standard deviation of c3 / c2: exponents differ by 0.15 (published: 0.03 to 0.31)."""
-QUARTIC = 0.01, 0.005
-"""Of c4 / c2: both exponents 0.35, and from 0.25 to 0.42."""
 REST = 1e-3
 """Standard deviation of the terms from x^5 on, over c2 |x|^5."""
 MIN_SIZES = 4
@@ -36,6 +33,30 @@ NOISE_ROUNDS = 4
 MAX_STEPS = 30
 MAX_MOVE = 0.7
 """Of the vertex in one step of the fit, in ln N."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a curve's skew and width before its runs: normal priors."""
+
+    cubic: float
+    """Mean of c3 / c2."""
+    cubic_spread: float
+    """Its standard deviation."""
+    quartic: float
+    quartic_spread: float
+
+    def drifted(self) -> "Shape":
+        """The same at another budget: equal if C = 6 N D, and nearly so otherwise."""
+        return Shape(
+            self.cubic, math.hypot(self.cubic_spread, CUBIC_DRIFT),
+            self.quartic, math.hypot(self.quartic_spread, QUARTIC_DRIFT),
+        )  # fmt: skip
+
+
+PUBLISHED = Shape(0.0, 0.05, 0.01, 0.005)
+"""Exponents that differ by 0.15 (published: 0.03 to 0.31); both 0.35, and from 0.25 to 0.42."""
+CUBIC_DRIFT, QUARTIC_DRIFT = 0.01, 0.001
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,7 @@ class Minimum:
     """L*, nats per token."""
     curvature: float
     """c2 above, nats; positive."""
+    coefficients_K: np.ndarray
     information_KK: np.ndarray
     """Inverse of the coefficients' covariance, the priors of the last two included."""
     noise: float
@@ -66,12 +88,45 @@ class Minimum:
     dof: float
     """Runs, each by its share of the weight of one at the vertex, less their leverage."""
 
+    @property
+    def shape(self) -> Shape:
+        """What the runs and the prior say of it."""
+        covariance_KK = np.linalg.inv(self.information_KK)
+        found = []
+        for power in (3, 4):
+            ratio = self.coefficients_K[power] / self.curvature
+            row_K = np.zeros(5)
+            row_K[power], row_K[2] = 1, -ratio
+            found += [float(ratio), math.sqrt(row_K @ covariance_KK @ row_K) / self.curvature]
+        return Shape(*found)
+
     def after(self, log_N: float) -> "Minimum":
         """The same curve as if one more run at `log_N` had confirmed it."""
-        x_P = np.array([log_N - self.log_N])
-        row_K = _powers(x_P)[0]
-        weight = _weights(x_P, self.noise, self.curvature)[0]
-        return replace(self, information_KK=self.information_KK + weight * np.outer(row_K, row_K))
+        (gain_KK,) = self._gains(np.array([log_N]))
+        return replace(self, information_KK=self.information_KK + gain_KK)
+
+    def deviations_after(self, log_N_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Standard deviations of ln N* and of L* (nats) after one more run at each of some sizes,
+        by the delta method and for given noise.
+        """
+        return self._deviations(self._gains(log_N_S))
+
+    def deviations_after_two(self, log_N_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same after one more run at each of two sizes, for all pairs."""
+        gain_SKK = self._gains(log_N_S)
+        return self._deviations(gain_SKK[:, None] + gain_SKK)
+
+    def _deviations(self, gain_KK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        covariance_KK = np.linalg.inv(self.information_KK + gain_KK)
+        slope, loss = covariance_KK[..., 1, 1], covariance_KK[..., 0, 0]
+        return np.sqrt(slope) / (2 * self.curvature), np.sqrt(loss)
+
+    def _gains(self, log_N_S: np.ndarray) -> np.ndarray:
+        """Information that a run at each of some sizes adds."""
+        x_S = log_N_S - self.log_N
+        rows_SK = _powers(x_S)
+        weight_S = _weights(x_S, self.noise, self.curvature)
+        return weight_S[:, None, None] * rows_SK[:, :, None] * rows_SK[:, None, :]
 
 
 @dataclass(frozen=True)
@@ -84,7 +139,7 @@ class Margins:
     """Of L*, nats."""
 
 
-def fit_minimum(points: Points, noise: float) -> Minimum | None:
+def fit_minimum(points: Points, noise: float, shape: Shape = PUBLISHED) -> Minimum | None:
     """The minimum of a curve, or None if the fit has none: it opens downwards, or stands still
     nowhere near the runs.
 
@@ -103,7 +158,8 @@ def fit_minimum(points: Points, noise: float) -> Minimum | None:
         rows_PK = _powers(x_P)
         information_KK = rows_PK.T @ (weight_P[:, None] * rows_PK)
         expected_K = rows_PK.T @ (weight_P * loss_P)
-        for power, (mean, spread) in ((3, CUBIC), (4, QUARTIC)):
+        priors = (shape.cubic, shape.cubic_spread), (shape.quartic, shape.quartic_spread)
+        for power, (mean, spread) in enumerate(priors, 3):
             information_KK[power, power] += (spread * curvature) ** -2
             expected_K[power] += mean / spread**2 / curvature
         coefficients_K = np.linalg.solve(information_KK, expected_K)
@@ -113,13 +169,16 @@ def fit_minimum(points: Points, noise: float) -> Minimum | None:
             residual_P = loss_P - rows_PK @ coefficients_K
             squares, dof = _residuals(rows_PK, weight_P, information_KK, residual_P, noise)
             return Minimum(
-                centre, float(coefficients_K[0]), curvature, information_KK, noise, squares, dof
+                centre, float(coefficients_K[0]), curvature, coefficients_K, information_KK,
+                noise, squares, dof,
             )
         centre += min(max(move, -MAX_MOVE), MAX_MOVE)
     return None
 
 
-def fit_minima(curves: Sequence[Points]) -> tuple[list[Minimum | None], float]:
+def fit_minima(
+    curves: Sequence[Points], shapes: Sequence[Shape]
+) -> tuple[list[Minimum | None], float]:
     """The minima of curves with the same noise, and the degrees of freedom of its estimate.
 
     The noise is estimated from residuals of all curves together, seeds included: squared residuals
@@ -128,7 +187,10 @@ def fit_minima(curves: Sequence[Points]) -> tuple[list[Minimum | None], float]:
     noise, dof = FIRST_NOISE, 0.0
     minima: list[Minimum | None] = []
     for _ in range(NOISE_ROUNDS):
-        minima = [fit_minimum(points, noise) for points in curves]
+        minima = [
+            fit_minimum(points, noise, shape)
+            for points, shape in zip(curves, shapes, strict=True)
+        ]
         found = [minimum for minimum in minima if minimum]
         dof = sum(minimum.dof for minimum in found)
         if dof < 0.5:
@@ -154,13 +216,6 @@ def margins(minimum: Minimum | None, dof: float) -> Margins:
     if left <= 0:
         return Margins(math.inf, loss)
     return Margins(t * math.sqrt((t * both) ** 2 + slope * left) / (2 * left), loss)
-
-
-def deviations(minimum: Minimum) -> tuple[float, float]:
-    """Standard deviations of ln N* and L* (nats) by the delta method, for given noise."""
-    covariance_KK = np.linalg.inv(minimum.information_KK)
-    slope, loss = math.sqrt(covariance_KK[1, 1]), math.sqrt(covariance_KK[0, 0])
-    return slope / (2 * minimum.curvature), loss
 
 
 def _powers(x_P: np.ndarray) -> np.ndarray:

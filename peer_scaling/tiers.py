@@ -3,7 +3,7 @@ Pure.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from peer_scaling.candidates import Action, Adaptive, Candidate, Key, Observation
 from peer_scaling.chooser import Choice, Curve, coarse_ladder, fitted
-from peer_scaling.curves import MIN_SIZES
+from peer_scaling.curves import MIN_SIZES, PUBLISHED, Shape
 from peer_scaling.record import budget_label
 
 TREND = 1.5
@@ -95,17 +95,18 @@ def step_flops(step: Step) -> float:
 
 
 def make_tiers(
-    config: Adaptive,
-    candidates: Sequence[Candidate],
-    known: Mapping[Key, Observation],
-    budgets: Iterable[float],
-) -> dict[float, Tier]:
-    """The tiers of some budgets, fitted."""
-    variants = dict.fromkeys(candidate.variant for candidate in candidates)
-    tiers = {}
-    for budget in budgets:
-        curves = [_curve(config, candidates, known, variant, budget) for variant in variants]
-        tiers[budget] = Tier(config, budget, tuple(fitted(curves)))
+    config: Adaptive, candidates: Sequence[Candidate], known: Mapping[Key, Observation]
+) -> list[Tier]:
+    """All tiers by budget, fitted; each curve's shape is known from smaller budgets."""
+    shapes = dict.fromkeys((candidate.variant for candidate in candidates), PUBLISHED)
+    tiers = []
+    for budget in sorted({candidate.budget for candidate in candidates}):
+        own = [c for c in candidates if c.budget == budget]
+        curves = [_curve(config, own, known, *shape, budget) for shape in shapes.items()]
+        tiers.append(Tier(config, budget, tuple(fitted(curves))))
+        for curve in tiers[-1].curves:
+            if curve.bracketed and curve.minimum:
+                shapes[curve.variant] = curve.minimum.shape.drifted()
     return tiers
 
 
@@ -114,20 +115,17 @@ def _curve(
     candidates: Sequence[Candidate],
     known: Mapping[Key, Observation],
     variant: str,
+    shape: Shape,
     budget: float,
 ) -> Curve:
-    own = [
-        candidate
-        for candidate in candidates
-        if (candidate.variant, candidate.budget) == (variant, budget) and not candidate.problem
-    ]
+    own = [c for c in candidates if c.variant == variant and not c.problem]
     own.sort(key=lambda candidate: candidate.num_params)
     losses: dict[str, tuple[float | None, ...]] = {}
     for candidate in own:
         keys = [(variant, budget, candidate.size, seed) for seed in range(config.max_seeds)]
         found = tuple(known[key].loss for key in keys if key in known)
         losses |= {candidate.size: found} if found else {}
-    return Curve(config, variant, budget, tuple(own), losses, {})
+    return Curve(config, variant, budget, tuple(own), losses, {}, shape)
 
 
 def _predicted(curve: Curve, smaller: Sequence[Curve]) -> tuple[float, str]:
