@@ -1,25 +1,30 @@
 """Chosen sizes against fixed ladders: the FLOPs for the same accuracy, where the truth is known.
 
-    python -m benchmarks.adaptive [--quick]
+    python -m benchmarks.adaptive [--quick] [--prior-error 1.0]
 
-Nothing is trained. A draw is a study of four variants at three budgets (1, 4, 16): each variant has
-a surface L = E + A / N^alpha + B / D^beta, half of the draws pay for attention beside 6 N D, and every
-run has Gaussian noise. Both ways centre their first ladder by the same rule, 20 tokens per parameter,
-which is wrong by a factor that differs between draws and variants. Both are fitted by
-`peer_scaling.curves`; a curve without a bracketed minimum answers with its best size.
+Nothing is trained. A draw is a study of four variants at three budgets (1, 4, 16): each variant
+has a surface L = E + A / N^alpha + B / D^beta, half of the draws pay for attention beside 6 N D, and
+every run has Gaussian noise. Both ways centre their first ladder by the same rule, 20 tokens per
+parameter, which is wrong by a factor that differs between draws and variants. Both are fitted by
+`peer_scaling.curves`; a curve without a bracketed minimum answers with its best size. `parabola`
+is what a plain parabola through the same runs would have answered for ln N*.
 
 Fixed ladders have their sizes at every budget, and 1 to 12 seeds each. The adaptive study stops by
-its targets. `FLOPs` of a ladder are those, interpolated over its seeds, at which it is as accurate
-as the adaptive study; errors are root mean squares over draws, variants and budgets of ln N*, and
-over pairs of variants of the gap between their minimum losses. Intervals: 90 %, bootstrap of draws.
+its targets. Errors are root mean squares over draws, variants and budgets of ln N*, and over pairs
+of variants of the gap between their minimum losses; `p90` is the 90th percentile over draws. The
+second table has the FLOPs, interpolated over its seeds, at which a ladder is as accurate as the
+adaptive study, over the latter's; a ladder costs at least one seed, whatever that is good for.
+`never`: no number of seeds is enough. Intervals: 90 %, bootstrap of draws.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +40,12 @@ LADDER = 44
 """Sizes, a factor of about 1.28 apart."""
 MAX_SEEDS = 12
 SEEDS = (1, 2, 3, 4, 6, 8, 12)
-SHAPES = ((5, 2.0), (7, 2.0), (9, 2.0), (7, 2**0.5), (9, 2**0.5), (13, 2**0.5))
+SHAPES = ((5, 2.0), (5, 2.8), (7, 2.0), (9, 2.0), (9, 1.41), (13, 1.41))
 """Sizes of a fixed ladder, and the factor in N between them."""
-TARGETS = ((0.3, 0.03), (0.2, 0.02), (0.1, 0.01), (0.07, 0.007), (0.05, 0.005))
+TARGETS = ((0.3, 0.03), (0.1, 0.01), (0.05, 0.005), (1.0, 0.005), (0.05, 0.1))
 """Half widths of ln N* and of the loss, nats."""
 TOKENS_PER_PARAM = 20.0
-RESAMPLES = 1000
+RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -93,33 +98,47 @@ class Score:
     """Mean square error of ln N*."""
     gap: np.ndarray
     """Mean square error of the loss gaps, nats^2."""
+    parabola: np.ndarray
+    """Mean square error of ln N* of a plain parabola."""
     lost: np.ndarray
     """Share of the curves without a bracketed minimum."""
 
     def take(self, index: np.ndarray) -> "Score":
         """Some of the draws."""
-        return Score(self.flops[index], self.size[index], self.gap[index], self.lost[index])
+        return Score(*(getattr(self, column.name)[index] for column in fields(self)))
 
     def rms(self, of: str) -> float:
-        """Root mean square of `size` or `gap`."""
+        """Root mean square over draws."""
         return math.sqrt(getattr(self, of).mean())
 
+    def p90(self, of: str) -> float:
+        """90th percentile over draws of their root mean square."""
+        return math.sqrt(np.quantile(getattr(self, of), 0.9))
 
-def make_draw(rng: np.random.Generator) -> Draw:
+
+def make_draw(rng: np.random.Generator, prior_error: float) -> Draw:
     """A random study: exponents 0.25 to 0.45, noise 0.003 to 0.01 nats, tokens per parameter at the
-    minimum a factor e (one standard deviation) from the rule's, and 1.6 more between variants.
+    minimum a factor exp(`prior_error`) from the rule's, and half of that between variants (standard
+    deviations of the logarithm).
     """
     alpha, beta = rng.uniform(0.25, 0.45, 2)
     E, reducible = rng.uniform(1.6, 2.0), rng.uniform(0.6, 1.4)
-    log_ratio, noise = rng.normal(0, 1.0), math.exp(rng.uniform(math.log(0.003), math.log(0.01)))
+    log_ratio, noise = (
+        rng.normal(0, prior_error),
+        math.exp(rng.uniform(math.log(0.003), math.log(0.01))),
+    )
     attention = float(rng.choice([0.0, 0.4]))
     middle = math.sqrt(BUDGETS[1] / 6 / TOKENS_PER_PARAM)
-    log_N = math.log(middle) + 0.25 * (np.arange(LADDER) - LADDER / 2) + rng.uniform(-0.06, 0.06, LADDER)
+    log_N = (
+        math.log(middle)
+        + 0.25 * (np.arange(LADDER) - LADDER / 2)
+        + rng.uniform(-0.06, 0.06, LADDER)
+    )
     sizes_N = np.exp(log_N)
     candidates, truth, losses = [], {}, {}
     for variant in VARIANTS:
         own = alpha + rng.normal(0, 0.02), beta + rng.normal(0, 0.02)
-        ratio = TOKENS_PER_PARAM * math.exp(log_ratio + rng.normal(0, 0.5))
+        ratio = TOKENS_PER_PARAM * math.exp(log_ratio + rng.normal(0, prior_error / 2))
         surface = _surface(E, reducible * (1 + rng.normal(0, 0.05)), own, ratio, attention, middle)
         for budget in BUDGETS:
             truth[variant, budget] = surface.minimum(budget)
@@ -167,9 +186,9 @@ def _by_rule(curve: Curve) -> float:
 
 
 def score(draw: Draw, config: Adaptive, runs: Sequence[Observation]) -> tuple[float, ...]:
-    """(FLOPs, squared error of ln N*, of the gaps, share of curves without a minimum)."""
+    """The columns of `Score`."""
     known = {run.key: run for run in runs}
-    size, gap, lost = [], [], []
+    size, gap, parabola, lost = [], [], [], []
     for tier in make_tiers(config, draw.candidates, known):
         wrong = []
         for curve in tier.curves:
@@ -180,9 +199,19 @@ def score(draw: Draw, config: Adaptive, runs: Sequence[Observation]) -> tuple[fl
             answer = (found.log_N, found.loss) if found else (best.log_N, curve.mean_loss(best))
             size.append((answer[0] - log_N) ** 2)
             wrong.append(answer[1] - loss)
+            parabola.append((_parabola_vertex(curve) - log_N) ** 2)
             lost.append(found is None)
         gap += [(one - other) ** 2 for one, other in combinations(wrong, 2)]
-    return sum(run.budget for run in runs), *(float(np.mean(v)) for v in (size, gap, lost))
+    columns = size, gap, parabola, lost
+    return sum(run.budget for run in runs), *(float(np.mean(column)) for column in columns)
+
+
+def _parabola_vertex(curve: Curve) -> float:
+    """Ln N* of a least-squares parabola, at most at the end of what was run."""
+    x_P = curve.points.log_N_P
+    a, b, _ = np.polyfit(x_P - x_P.mean(), curve.points.loss_P, 2)
+    vertex = x_P.mean() - b / (2 * a) if a > 0 else math.inf
+    return float(np.clip(vertex, x_P.min(), x_P.max()))
 
 
 def measure(
@@ -193,7 +222,9 @@ def measure(
     return Score(*(np.array(column) for column in columns))
 
 
-def fixed_scores(draws: Sequence[Draw], shape: tuple[int, float], seeds: Sequence[int]) -> list[Score]:
+def fixed_scores(
+    draws: Sequence[Draw], shape: tuple[int, float], seeds: Sequence[int]
+) -> list[Score]:
     """A fixed ladder with each number of seeds."""
     num_sizes, spacing = shape
     config = _config(start=num_sizes, spacing=spacing)
@@ -208,94 +239,107 @@ def fixed_scores(draws: Sequence[Draw], shape: tuple[int, float], seeds: Sequenc
     return [measure(draws, config, runs(num_seeds)) for num_seeds in seeds]
 
 
-def flops_for(ladder: Sequence[Score], of: str, error: float) -> float:
+def flops_for(ladder: Sequence[Score], error: Callable[[Score], float], wanted: float) -> float:
     """What a fixed ladder must cost to be as accurate; infinite if no number of seeds is enough."""
     flops = np.log([score.flops.mean() for score in ladder])
-    errors = np.minimum.accumulate([math.log(score.rms(of)) for score in ladder])
-    if errors[-1] > math.log(error):
+    errors = np.minimum.accumulate([math.log(error(score)) for score in ladder])
+    if errors[-1] > math.log(wanted):
         return math.inf
-    return math.exp(np.interp(-math.log(error), -errors, flops))
+    return math.exp(np.interp(-math.log(wanted), -errors, flops))
 
 
-def _config(**own: object) -> Adaptive:
-    sizes = tuple(f"s{i}" for i in range(LADDER))
-    return Adaptive(sizes, **{"max_seeds": MAX_SEEDS, "ladders": 30.0, **own})  # type: ignore[arg-type]
+def ratio(ladder: Sequence[Score], found: Score, error: Callable[[Score], float]) -> float:
+    """FLOPs of a ladder as accurate as `found`, over those of `found`."""
+    return flops_for(ladder, error, error(found)) / found.flops.mean()
 
 
-def interval(values: Sequence[float]) -> str:
-    """90 %, of resampled values."""
-    low, high = np.quantile(values, (0.05, 0.95), method="nearest")
-    return f"{low:.2f} to {high:.2f}"
+def _config(**own: float) -> Adaptive:
+    values: dict[str, Any] = {"max_seeds": MAX_SEEDS, "ladders": 30.0, **own}
+    return Adaptive(tuple(f"s{i}" for i in range(LADDER)), **values)
+
+
+ERRORS: dict[str, Callable[[Score], float]] = {
+    "rms ln N*": lambda score: score.rms("size"),
+    "p90 ln N*": lambda score: score.p90("size"),
+    "rms gap": lambda score: score.rms("gap"),
+    "p90 gap": lambda score: score.p90("gap"),
+}
+HEADER = ("", "runs/curve", "median", *ERRORS, "parabola", "no minimum")
 
 
 def main() -> None:
     """Print the tables and the JSON line."""
     arguments = _arguments()
     rng = np.random.Generator(np.random.Philox(key=arguments.seed))
-    draws = [make_draw(rng) for _ in range(arguments.draws)]
+    draws = [make_draw(rng, arguments.prior_error) for _ in range(arguments.draws)]
     seeds = (1, 2, 4) if arguments.quick else SEEDS
-    ladders = {shape: fixed_scores(draws, shape, seeds) for shape in SHAPES}
-    _print_scores(ladders, seeds)
-    ratios: dict[str, float] = {}
+    ladders = {shape_text(shape): fixed_scores(draws, shape, seeds) for shape in SHAPES}
+    chosen = {}
+    for size, loss in TARGETS:
+        config = _config(target_size=size, target_loss=loss)
+        runs = partial(adaptive_runs, config=config)
+        chosen[f"adaptive, {size:g}, {loss:g} nats"] = measure(draws, config, runs)
+    print(f"{len(draws)} draws; runs per curve weighted by their FLOPs, mean and median over draws")
+    rows = [
+        _row(f"{name}, {count} seeds", found)
+        for name, scores in ladders.items()
+        for count, found in zip(seeds, scores, strict=True)
+    ]
+    print(table_text(HEADER, [*rows, *(_row(name, found) for name, found in chosen.items())]))
     resamples = [rng.integers(len(draws), size=len(draws)) for _ in range(RESAMPLES)]
-    for target in TARGETS:
-        config = _config(target_size=target[0], target_loss=target[1])
-        found = measure(draws, config, lambda draw, config=config: adaptive_runs(draw, config))
-        ratios |= _print_comparison(target, found, ladders, resamples)
-    print(json.dumps({name: round(ratio, 3) for name, ratio in ratios.items()}))
+    print(json.dumps(_print_ratios(ladders, chosen, resamples)))
+
+
+def shape_text(shape: tuple[int, float]) -> str:
+    """A ladder's name."""
+    return f"{shape[0]} sizes x {shape[1]:g}"
 
 
 def _row(name: str, found: Score) -> list[str]:
     coarse = sum(BUDGETS) * len(VARIANTS)
     return [
         name,
-        f"{found.flops.mean() / coarse:.2f}",
-        f"{np.median(found.flops) / coarse:.2f}",
-        f"{found.rms('size'):.4f}",
-        f"{np.sqrt(np.median(found.size)):.4f}",
-        f"{found.rms('gap'):.5f}",
-        f"{np.sqrt(np.median(found.gap)):.5f}",
+        f"{found.flops.mean() / coarse:.1f}",
+        f"{np.median(found.flops) / coarse:.1f}",
+        *(f"{error(found):.4f}" for error in ERRORS.values()),
+        f"{found.rms('parabola'):.3f}",
         f"{found.lost.mean():.1%}",
     ]
 
 
-HEADER = ("", "runs/curve", "median", "rms ln N*", "median", "rms gap", "median", "no minimum")
-
-
-def _print_scores(ladders: dict[tuple[int, float], list[Score]], seeds: Sequence[int]) -> None:
-    rows = [
-        _row(f"{n} sizes x {spacing:.3g}, {s} seeds", found)
-        for (n, spacing), scores in ladders.items()
-        for s, found in zip(seeds, scores, strict=True)
-    ]
-    print(table_text(HEADER, rows))
-
-
-def _print_comparison(
-    target: tuple[float, float],
-    found: Score,
-    ladders: dict[tuple[int, float], list[Score]],
-    resamples: list[np.ndarray],
-) -> dict[str, float]:
-    print(table_text(HEADER, [_row(f"adaptive, {target[0]:g} and {target[1]:g} nats", found)]))
-    ratios = {}
-    rows = []
-    samples = [found.take(index) for index in resamples]
-    for (n, spacing), scores in ladders.items():
-        row = [f"{n} sizes x {spacing:.3g}"]
-        taken = [[score.take(index) for score in scores] for index in resamples]
-        for of in ("size", "gap"):
-            ratio = flops_for(scores, of, found.rms(of)) / found.flops.mean()
-            spread = [
-                flops_for(own, of, sample.rms(of)) / sample.flops.mean()
-                for own, sample in zip(taken, samples, strict=True)
-            ]
-            ratios[f"{of}_{target[0]:g}_{n}x{spacing:.3g}"] = ratio
-            row += [f"{ratio:.2f}", interval(spread)]
-        rows.append(row)
-    columns = ("FLOPs over adaptive", "for ln N*", "90 %", "for the gap", "90 %")
-    print(table_text(columns, rows))
+def _print_ratios(
+    ladders: dict[str, list[Score]], chosen: dict[str, Score], resamples: list[np.ndarray]
+) -> dict[str, float | None]:
+    """FLOPs of each ladder over the adaptive study's; those of the cheapest ladder are returned,
+    None if none ever is as accurate.
+    """
+    rows, ratios = [], {}
+    for name, found in chosen.items():
+        own = {
+            (ladder, kind): ratio(scores, found, error)
+            for ladder, scores in ladders.items()
+            for kind, error in ERRORS.items()
+        }
+        for ladder, scores in ladders.items():
+            cells = []
+            for kind, error in ERRORS.items():
+                spread = [
+                    ratio([score.take(index) for score in scores], found.take(index), error)
+                    for index in resamples
+                ]
+                low, high = np.quantile(spread, (0.05, 0.95), method="nearest")
+                texts = [_ratio_text(value) for value in (own[ladder, kind], low, high)]
+                cells.append(f"{texts[0]} ({texts[1]}, {texts[2]})")
+            rows.append([name, ladder, *cells])
+        for kind in ERRORS:
+            best = min(own[ladder, kind] for ladder in ladders)
+            ratios[f"{kind} {name}"] = round(best, 3) if math.isfinite(best) else None
+    print(table_text(("FLOPs as accurate as", "of", *ERRORS), rows))
     return ratios
+
+
+def _ratio_text(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "never"
 
 
 def _arguments() -> argparse.Namespace:
@@ -303,6 +347,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--draws", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--prior-error", type=float, default=1.0)
     arguments = parser.parse_args()
     arguments.draws = arguments.draws or (20 if arguments.quick else 200)
     return arguments

@@ -16,6 +16,7 @@ same study are not looked at until they are asked for; they are then there alrea
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import final
 
 from peer_scaling.candidates import Action, Adaptive, Candidate, Decision, Key, Observation
 from peer_scaling.chooser import Curve
@@ -54,7 +55,7 @@ def history(
 def replay(
     config: Adaptive, candidates: Sequence[Candidate], lookup: Lookup
 ) -> Iterator[tuple[Decision, ...]]:
-    """The rounds of a study, up to one that asks for a run that `lookup` does not know, or for none.
+    """The rounds of a study, up to one with a run that `lookup` does not know, or with none.
 
     Raises:
         UserError: candidates that cannot be those of one study.
@@ -76,12 +77,11 @@ def replay(
         known |= {observation.key: observation for observation in found}
 
 
+@final
 class _Round:
     """The decisions of one round."""
 
-    def __init__(
-        self, config: Adaptive, number: int, tiers: list[Tier], spent: float
-    ) -> None:
+    def __init__(self, config: Adaptive, number: int, tiers: list[Tier], spent: float) -> None:
         self._config = config
         self._number = number
         self._tiers = [tier for tier in tiers if not tier.refusal]
@@ -170,7 +170,9 @@ class _Round:
         if step:
             return f"{self._spent_text(step_flops(step))}: {curve.summary()}"
         out = [c.variant for c in tier.curves if not c.choose()]
-        return f"no run is left for {', '.join(out)}: raise max_seeds or add sizes; {curve.summary()}"
+        return (
+            f"no run is left for {', '.join(out)}: raise max_seeds or add sizes; {curve.summary()}"
+        )
 
     def _spent_text(self, needed: float) -> str:
         return (

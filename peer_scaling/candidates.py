@@ -21,7 +21,7 @@ class Adaptive:
     """Names of backbones that may be trained, at any budget."""
     start: int = 4
     """Sizes of the coarse ladder, per variant and budget."""
-    spacing: float = 3.0
+    spacing: float = 4.0
     """Factor in N from one size of the coarse ladder to the next, and of an extension."""
     reach: float = 16.0
     """Factor in N around a minimum within which sizes are added: the farther, the more a run says

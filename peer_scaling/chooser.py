@@ -51,7 +51,13 @@ class Curve:
     shape: Shape = PUBLISHED
     """What is known of it from smaller budgets."""
     minimum: Minimum | None = None
-    margins: Margins = Margins(math.inf, math.inf)
+    dof: float = 0.0
+    """Degrees of freedom of the noise at this budget."""
+
+    @cached_property
+    def margins(self) -> Margins:
+        """Half widths of the minimum's intervals."""
+        return margins(self.minimum, self.dof)
 
     @cached_property
     def points(self) -> Points:
@@ -221,9 +227,7 @@ def fitted(curves: Sequence[Curve]) -> list[Curve]:
     minima, dof = fit_minima([c.points for c in ready], [c.shape for c in ready])
     found: Iterator[Minimum | None] = iter(minima)
     return [
-        replace(curve, minimum=(minimum := next(found)), margins=margins(minimum, dof))
-        if len(curve.tried) >= MIN_SIZES
-        else curve
+        replace(curve, minimum=next(found), dof=dof) if len(curve.tried) >= MIN_SIZES else curve
         for curve in curves
     ]
 

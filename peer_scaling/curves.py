@@ -1,6 +1,7 @@
 """IsoFLOP curves while a study runs: the minimum, its interval, and what one more run would tell.
 
-Around its minimum a curve L = E + A / N^alpha + B / D^beta at fixed compute is, with x = ln N - ln N*,
+Around its minimum, with x = ln N - ln N*, a curve L = E + A / N^alpha + B / D^beta at fixed compute
+is
 
     L = L* + c2 (x^2 + (beta - alpha) / 3 x^3 + (alpha^2 - alpha beta + beta^2) / 12 x^4 + ...).
 
@@ -146,6 +147,7 @@ def fit_minimum(points: Points, noise: float, shape: Shape = PUBLISHED) -> Minim
     Args:
         points: at least `MIN_SIZES` different sizes.
         noise: standard deviation of a run's loss, nats.
+        shape: what is known of the curve besides its runs.
     """
     log_N_P, loss_P = points.log_N_P, points.loss_P
     centre = float(log_N_P[loss_P.argmin()])
@@ -169,8 +171,14 @@ def fit_minimum(points: Points, noise: float, shape: Shape = PUBLISHED) -> Minim
             residual_P = loss_P - rows_PK @ coefficients_K
             squares, dof = _residuals(rows_PK, weight_P, information_KK, residual_P, noise)
             return Minimum(
-                centre, float(coefficients_K[0]), curvature, coefficients_K, information_KK,
-                noise, squares, dof,
+                centre,
+                float(coefficients_K[0]),
+                curvature,
+                coefficients_K,
+                information_KK,
+                noise,
+                squares,
+                dof,
             )
         centre += min(max(move, -MAX_MOVE), MAX_MOVE)
     return None
@@ -188,8 +196,7 @@ def fit_minima(
     minima: list[Minimum | None] = []
     for _ in range(NOISE_ROUNDS):
         minima = [
-            fit_minimum(points, noise, shape)
-            for points, shape in zip(curves, shapes, strict=True)
+            fit_minimum(points, noise, shape) for points, shape in zip(curves, shapes, strict=True)
         ]
         found = [minimum for minimum in minima if minimum]
         dof = sum(minimum.dof for minimum in found)
