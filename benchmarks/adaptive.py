@@ -3,10 +3,10 @@
     python -m benchmarks.adaptive [--quick] [--prior-error 1.0]
 
 Nothing is trained. A draw is a study of four variants at three budgets (1, 4, 16): each variant
-has a surface L = E + A / N^alpha + B / D^beta, half of the draws pay for attention beside 6 N D, and
-every run has Gaussian noise. Both ways centre their first ladder by the same rule, 20 tokens per
-parameter, which is wrong by a factor that differs between draws and variants. Both are fitted by
-`peer_scaling.curves`; a curve without a bracketed minimum answers with its best size. `parabola`
+has a surface L = E + A / N^alpha + B / D^beta, half of the draws pay for attention beside 6 N D,
+and every run has Gaussian noise. Both ways centre their first ladder by the same rule, 20 tokens
+per parameter, which is wrong by a factor that differs between draws and variants. Both are fitted
+by `peer_scaling.curves`; a curve without a bracketed minimum answers with its best size; `parabola`
 is what a plain parabola through the same runs would have answered for ln N*.
 
 Fixed ladders have their sizes at every budget, and 1 to 12 seeds each. The adaptive study stops by
@@ -28,65 +28,27 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.surfaces import (
+    BUDGETS,
+    LADDER,
+    MAX_SEEDS,
+    TOKENS_PER_PARAM,
+    VARIANTS,
+    Draw,
+    make_draw,
+)
 from peer_scaling.adaptive import replay
-from peer_scaling.candidates import Adaptive, Candidate, Key, Observation
+from peer_scaling.candidates import Adaptive, Observation
 from peer_scaling.chooser import Curve, coarse_ladder
 from peer_scaling.display import table_text
-from peer_scaling.tiers import make_tiers
+from peer_scaling.tiers import log_N_at, make_tiers
 
-BUDGETS = (1e18, 4e18, 1.6e19)
-VARIANTS = ("a", "b", "c", "d")
-LADDER = 44
-"""Sizes, a factor of about 1.28 apart."""
-MAX_SEEDS = 12
 SEEDS = (1, 2, 3, 4, 6, 8, 12)
 SHAPES = ((5, 2.0), (5, 2.8), (7, 2.0), (9, 2.0), (9, 1.41), (13, 1.41))
 """Sizes of a fixed ladder, and the factor in N between them."""
 TARGETS = ((0.3, 0.03), (0.1, 0.01), (0.05, 0.005), (1.0, 0.005), (0.05, 0.1))
 """Half widths of ln N* and of the loss, nats."""
-TOKENS_PER_PARAM = 20.0
 RESAMPLES = 400
-
-
-@dataclass(frozen=True)
-class Surface:
-    """What a variant's runs would cost and reach without noise."""
-
-    E: float
-    A: float
-    alpha: float
-    B: float
-    beta: float
-    attention: float
-    """Share of the cost of attention at `middle` in that of the rest."""
-    middle: float
-
-    def tokens(self, budget: float, N: np.ndarray) -> np.ndarray:
-        """Training tokens that a budget buys."""
-        return budget / (6 * N * (1 + self.attention * (self.middle / N) ** (1 / 3)))
-
-    def loss(self, budget: float, N: np.ndarray) -> np.ndarray:
-        """Nats."""
-        return self.E + self.A / N**self.alpha + self.B / self.tokens(budget, N) ** self.beta
-
-    def minimum(self, budget: float) -> tuple[float, float]:
-        """(ln N*, L*), the first within 1e-3."""
-        log_N = math.log(self.middle) + np.arange(-8, 8, 1e-3)
-        loss = self.loss(budget, np.exp(log_N))
-        return float(log_N[loss.argmin()]), float(loss.min())
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A study with its truth, and the losses of all runs that could be made."""
-
-    candidates: tuple[Candidate, ...]
-    truth: dict[tuple[str, float], tuple[float, float]]
-    losses: dict[tuple[str, float, str], np.ndarray]
-
-    def observe(self, key: Key) -> Observation:
-        """What a run would bring."""
-        return Observation(*key, float(self.losses[key[:3]][key[3]]))
 
 
 @dataclass(frozen=True)
@@ -116,54 +78,6 @@ class Score:
         return math.sqrt(np.quantile(getattr(self, of), 0.9))
 
 
-def make_draw(rng: np.random.Generator, prior_error: float) -> Draw:
-    """A random study: exponents 0.25 to 0.45, noise 0.003 to 0.01 nats, tokens per parameter at the
-    minimum a factor exp(`prior_error`) from the rule's, and half of that between variants (standard
-    deviations of the logarithm).
-    """
-    alpha, beta = rng.uniform(0.25, 0.45, 2)
-    E, reducible = rng.uniform(1.6, 2.0), rng.uniform(0.6, 1.4)
-    log_ratio, noise = (
-        rng.normal(0, prior_error),
-        math.exp(rng.uniform(math.log(0.003), math.log(0.01))),
-    )
-    attention = float(rng.choice([0.0, 0.4]))
-    middle = math.sqrt(BUDGETS[1] / 6 / TOKENS_PER_PARAM)
-    log_N = (
-        math.log(middle)
-        + 0.25 * (np.arange(LADDER) - LADDER / 2)
-        + rng.uniform(-0.06, 0.06, LADDER)
-    )
-    sizes_N = np.exp(log_N)
-    candidates, truth, losses = [], {}, {}
-    for variant in VARIANTS:
-        own = alpha + rng.normal(0, 0.02), beta + rng.normal(0, 0.02)
-        ratio = TOKENS_PER_PARAM * math.exp(log_ratio + rng.normal(0, prior_error / 2))
-        surface = _surface(E, reducible * (1 + rng.normal(0, 0.05)), own, ratio, attention, middle)
-        for budget in BUDGETS:
-            truth[variant, budget] = surface.minimum(budget)
-            expected = surface.loss(budget, sizes_N)
-            ratios = surface.tokens(budget, sizes_N) / sizes_N
-            for i, N in enumerate(sizes_N):
-                own_noise = rng.normal(0, noise, MAX_SEEDS)
-                losses[variant, budget, f"s{i}"] = expected[i] + own_noise
-                candidates.append(Candidate(variant, budget, f"s{i}", N, ratios[i], budget))
-    return Draw(tuple(candidates), truth, losses)
-
-
-def _surface(
-    E: float, reducible: float, exponents: tuple[float, float], ratio: float, attention: float,
-    middle: float,
-) -> Surface:  # fmt: skip
-    """With its minimum at the middle budget where tokens over parameters are about `ratio`."""
-    alpha, beta = exponents
-    N = math.sqrt(BUDGETS[1] / 6 / ratio)
-    D = N * ratio
-    A = reducible * beta / (alpha + beta) * N**alpha
-    B = reducible * alpha / (alpha + beta) * D**beta
-    return Surface(E, A, alpha, B, beta, attention, middle)
-
-
 def adaptive_runs(draw: Draw, config: Adaptive) -> list[Observation]:
     """The runs that the adaptive study makes."""
     rounds = replay(config, draw.candidates, draw.observe)
@@ -175,14 +89,9 @@ def fixed_runs(draw: Draw, config: Adaptive, num_sizes: int) -> list[tuple[str, 
     cells = []
     for tier in make_tiers(config, draw.candidates, {}):
         for curve in tier.curves:
-            ladder = coarse_ladder(curve, _by_rule(curve), num_sizes)
+            ladder = coarse_ladder(curve, log_N_at(curve, math.log(TOKENS_PER_PARAM)), num_sizes)
             cells += [(curve.variant, tier.budget, size.size) for size in ladder]
     return cells
-
-
-def _by_rule(curve: Curve) -> float:
-    pairs = sorted((math.log(c.tokens_per_param), c.log_N) for c in curve.candidates)
-    return float(np.interp(math.log(TOKENS_PER_PARAM), *zip(*pairs, strict=True)))
 
 
 def score(draw: Draw, config: Adaptive, runs: Sequence[Observation]) -> tuple[float, ...]:
@@ -196,9 +105,10 @@ def score(draw: Draw, config: Adaptive, runs: Sequence[Observation]) -> tuple[fl
             found = curve.minimum if curve.bracketed else None
             best = curve.best
             assert best is not None
-            answer = (found.log_N, found.loss) if found else (best.log_N, curve.mean_loss(best))
-            size.append((answer[0] - log_N) ** 2)
-            wrong.append(answer[1] - loss)
+            lowest = curve.mean_loss(best)
+            assert lowest is not None
+            size.append(((found or best).log_N - log_N) ** 2)
+            wrong.append((found.loss if found else lowest) - loss)
             parabola.append((_parabola_vertex(curve) - log_N) ** 2)
             lost.append(found is None)
         gap += [(one - other) ** 2 for one, other in combinations(wrong, 2)]

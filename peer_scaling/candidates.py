@@ -105,6 +105,10 @@ class Observation:
     loss: float | None
     """Nats per token; None if the run diverged or failed."""
 
+    def __post_init__(self) -> None:
+        if self.loss is not None and not math.isfinite(self.loss):
+            raise ValueError(f"{self.key}: loss={self.loss}: give None for a run that diverged")
+
     @property
     def key(self) -> Key:
         """The run."""

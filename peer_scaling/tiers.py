@@ -141,8 +141,13 @@ def _predicted(curve: Curve, smaller: Sequence[Curve]) -> tuple[float, str]:
         ratio = float(ratios.mean() + trend * (math.log(curve.budget) - log_C.mean()))
         budgets = ", ".join(budget_label(budget) for budget in found)
         why = f"{math.exp(ratio):.3g} tokens per parameter as at the minima of {budgets}"
+    return log_N_at(curve, ratio), why
+
+
+def log_N_at(curve: Curve, log_ratio: float) -> float:
+    """Ln N where the tokens per parameter are exp(`log_ratio`), between the sizes of a curve."""
     pairs = sorted((math.log(c.tokens_per_param), c.log_N) for c in curve.candidates)
-    return float(np.interp(ratio, *zip(*pairs, strict=True))), why
+    return float(np.interp(log_ratio, [x for x, _ in pairs], [y for _, y in pairs]))
 
 
 def _log_ratio(curve: Curve) -> float | None:
@@ -150,5 +155,5 @@ def _log_ratio(curve: Curve) -> float | None:
     if curve.best is None:
         return None
     log_N = curve.minimum.log_N if curve.bracketed and curve.minimum else curve.best.log_N
-    pairs = [(c.log_N, math.log(c.tokens_per_param)) for c in curve.candidates]
-    return float(np.interp(log_N, *zip(*pairs, strict=True)))
+    log_ratios = [math.log(c.tokens_per_param) for c in curve.candidates]
+    return float(np.interp(log_N, [c.log_N for c in curve.candidates], log_ratios))
