@@ -219,9 +219,9 @@ def _row(name: str, found: Score) -> list[str]:
 
 def _print_ratios(
     ladders: dict[str, list[Score]], chosen: dict[str, Score], resamples: list[np.ndarray]
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """FLOPs of each ladder over the adaptive study's; those of the cheapest ladder are returned,
-    None if none ever is as accurate.
+    unless none ever is as accurate.
     """
     rows, ratios = [], {}
     for name, found in chosen.items():
@@ -243,7 +243,7 @@ def _print_ratios(
             rows.append([name, ladder, *cells])
         for kind in ERRORS:
             best = min(own[ladder, kind] for ladder in ladders)
-            ratios[f"{kind} {name}"] = round(best, 3) if math.isfinite(best) else None
+            ratios |= {f"{kind} {name}": round(best, 3)} if math.isfinite(best) else {}
     print(table_text(("FLOPs as accurate as", "of", *ERRORS), rows))
     return ratios
 
