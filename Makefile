@@ -33,6 +33,7 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.checkpointing --quick
 	$(BIN)/python -m benchmarks.exchange --quick
 	$(BIN)/python -m benchmarks.fits --quick
+	$(BIN)/python -m benchmarks.adaptive --quick
 
 faults: $(DEV)
 	mkdir -p $(dir $(SCORECARD)) && rm -f $(SCORECARD)

@@ -104,18 +104,23 @@ class CallWork:
         self.bar: tqdm | None = None  # pyright: ignore[reportMissingTypeArgument]
 
     def ready(self, number: int) -> bool:
+        """See `pool.Work`, as for the others."""
         return True
 
     def call(self, number: int) -> Callable[[], int]:
+        """One configuration."""
         return self._calls[number]
 
     def memory(self, number: int) -> int:
+        """Nothing is known of it."""
         return 0
 
     def hangs(self, number: int, pid: int) -> bool:
+        """Nothing is known of it."""
         return False
 
     def ended(self, number: int, exit_code: int, error: str, hung: bool) -> float | None:
+        """Every end is final."""
         self.exit_codes[number] = exit_code
         if self.bar is not None:
             self.bar.update()
@@ -146,6 +151,7 @@ class CellWork(CallWork):
         return not (holder and holder.is_live)
 
     def memory(self, number: int) -> int:
+        """What the run needs at least."""
         return self._jobs[number].state_bytes
 
     def hangs(self, number: int, pid: int) -> bool:
@@ -154,6 +160,7 @@ class CellWork(CallWork):
         return bool(holder and holder.pid == pid and holder.age > holder.lease_seconds)
 
     def ended(self, number: int, exit_code: int, error: str, hung: bool) -> float | None:
+        """Again, if the policy says so; every failure is a line on the screen."""
         job = self._jobs[number]
         self._errors[number] = error
         record = find_record(job.folder)
