@@ -84,7 +84,8 @@ class LocalLauncher(CellLauncher):
             work.bar = bar
             Pool(self._slots(), available).run(work, count)
         if isinstance(self._task, CommandTask):
-            self._task.exit_code = max([self._task.exit_code, *map(abs, work.exit_codes)])
+            codes = (code if code >= 0 else EXIT_FAILED for code in work.exit_codes)
+            self._task.exit_code = max([self._task.exit_code, *codes])
 
     def _slots(self) -> list[Slot]:
         gpus = _gpus(str(self._config.device))
