@@ -32,6 +32,8 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.step --quick
 	$(BIN)/python -m benchmarks.checkpointing --quick
 	$(BIN)/python -m benchmarks.exchange --quick
+	$(BIN)/python -m benchmarks.fits --quick
+	$(BIN)/python -m benchmarks.adaptive --quick
 
 faults: $(DEV)
 	mkdir -p $(dir $(SCORECARD)) && rm -f $(SCORECARD)

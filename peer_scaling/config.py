@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import peer_scaling.ffw
 from peer_scaling.checkpoint import CheckpointConfig
+from peer_scaling.claims import ClaimConfig
 from peer_scaling.data import DataConfig
 from peer_scaling.errors import UserError, first_line, shown
 from peer_scaling.evaluate import EvalConfig
@@ -30,7 +31,7 @@ from peer_scaling.track import TrackerConfig
 NAMES = ("study", "variant", "runs_dir")
 UNION_BRANCHES = ("int", "literal['auto']")
 """What pydantic appends to the place of a value that fits no type of a union."""
-SECTIONS = ("ffw", "size", "backbone", "data", "optim", "eval", "tracker", "checkpoint")
+SECTIONS = ("ffw", "size", "backbone", "data", "optim", "eval", "tracker", "checkpoint", "claim")
 MAX_REFERENCES = 20
 """Interpolations in a configuration; ours have 7. Together they resolve to at most 3^(20/3) = 1,500
 values."""
@@ -142,6 +143,7 @@ def run_from_values(values: Mapping[str, Any]) -> Run:
         "eval": bind(EvalConfig, sections["eval"], "eval.", problems),
         "tracker": bind(TrackerConfig, sections["tracker"], "tracker.", problems),
         "checkpoint": bind(CheckpointConfig, sections["checkpoint"], "checkpoint.", problems),
+        "claim": bind(ClaimConfig, sections["claim"], "claim.", problems),
     }
     if problems:
         raise UserError(*problems)

@@ -5,9 +5,29 @@ synced, without which the name may be lost with the power. Every step is a fault
 """
 
 import os
+import re
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from peer_scaling.faultpoints import fault_point
+
+TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{16}")
+
+
+def temporary_of(path: Path) -> Path:
+    """A name beside `path` that no other process has."""
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what processes that were killed left behind; for whoever owns the folder: a process
+    that still writes there then fails to publish.
+    """
+    for name in os.listdir(folder):
+        if TEMPORARY.fullmatch(name):
+            with suppress(OSError):
+                (folder / name).unlink()
 
 
 def write_atomically(path: Path, text: str, label: str) -> None:
@@ -21,7 +41,7 @@ def write_atomically(path: Path, text: str, label: str) -> None:
     Raises:
         OSError: it could not be written; the old content stands.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_of(path)
     try:
         write_synced(temporary, text.encode(), label)
         publish(temporary, path, label)
@@ -40,6 +60,25 @@ def write_synced(path: Path, data: bytes, label: str) -> None:
         file.flush()
         fault_point(f"{label}.sync")
         os.fsync(file.fileno())
+
+
+def write_once(path: Path, text: str, label: str) -> None:
+    """Make a file that is never written again, complete or not at all; see `write_atomically`.
+
+    Raises:
+        FileExistsError: there is one; it stands.
+        OSError: it could not be written.
+    """
+    temporary = temporary_of(path)
+    try:
+        write_synced(temporary, text.encode(), label)
+        fault_point(f"{label}.rename")
+        os.link(temporary, path)  # unlike a rename, one of several writers succeeds, on NFS too
+        fault_point(f"{label}.publish")
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def publish(temporary: Path, final: Path, label: str) -> None:

@@ -168,5 +168,5 @@ def rewind(path: Path, kept: str) -> None:
     if further:
         with path.with_name(REWOUND).open("a", encoding="utf-8") as file:
             file.write(further if further.endswith("\n") else further + "\n")
-    if there != kept or not path.exists():
-        write_atomically(path, kept, "history")
+    # Always a new file: a process that lost the run has the old one open, and may write to it yet.
+    write_atomically(path, kept, "history")

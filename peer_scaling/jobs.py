@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+
+from peer_scaling.errors import EXIT_FAILED, StudyIncompleteError, first_line
+from peer_scaling.record import TERMINAL, find_record
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class CellResult:
     job: CellJob
     exit_code: int
     """Of `errors`; negative: the signal that ended the process."""
+    error: str = ""
+    """What ended it before the run had a record, as `ValueError: ...`."""
 
 
 class CellLauncher(Launcher, ABC):
@@ -53,3 +59,32 @@ class CellSubmitter(Launcher, ABC):
     @abstractmethod
     def submit_cells(self, jobs: Sequence[CellJob]) -> None:
         """Hand over all jobs that are not there already."""
+
+
+def result_of(job: CellJob, returned: JobReturn) -> CellResult:
+    """What another launcher returned for a cell."""
+    if returned.status is JobStatus.COMPLETED:
+        return CellResult(job, int(returned.return_value))
+    error = returned._return_value  # asking for `return_value` would raise it
+    return CellResult(job, EXIT_FAILED, f"{type(error).__name__}: {first_line(error)}")
+
+
+def check_results(results: Sequence[CellResult]) -> None:
+    """Make sure that every cell has a result.
+
+    Raises:
+        StudyIncompleteError: a line for each that has none: cause, last step, and the command that
+            runs it again.
+    """
+    problems = []
+    for result in results:
+        job, record = result.job, find_record(result.job.folder)
+        if record and record.status in TERMINAL:
+            continue
+        cause = f"ended without a record ({result.error or f'exit code {result.exit_code}'})"
+        if record:
+            step = "" if record.last_step is None else f" after step {record.last_step}"
+            cause = f"{record.status}{step}: {record.reason}"
+        problems.append(f"{job.run_id} {cause}; again with: {job.command}")
+    if problems:
+        raise StudyIncompleteError(*problems)

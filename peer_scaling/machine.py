@@ -29,6 +29,11 @@ _CGROUP_FILES = {
 """By controller, which version 2 does not name: limit, use, and the part of it that is cache."""
 _OUT_OF_MEMORY = ("allocate memory", "not enough memory", "ALLOC_FAILED")
 
+_TRANSIENT = {
+    errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOLCK, errno.EINTR,
+}  # fmt: skip
+
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, without host or user names and without environment variables."""
@@ -102,6 +107,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return type(error) is RuntimeError and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same attempt may well succeed a little later: a disk, the network, or another
+    process of the run did not answer. By type and number, never by message.
+    """
+    if isinstance(error, ConnectionError | TimeoutError | torch.distributed.DistError):
+        return True
+    return isinstance(error, OSError) and error.errno in _TRANSIENT
 
 
 def available_bytes(device: torch.device) -> int | None:

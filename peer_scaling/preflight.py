@@ -103,7 +103,7 @@ def check_memory(run: PlannedRun) -> None:
         UserError: bytes needed and bytes available.
     """
     device = pick_device(run.run.settings.device)
-    needed = 4 * _weights_bytes(run) - BYTES_PER_VALUE * run.cost.num_params_lookup
+    needed = state_bytes(run)
     if run.run.settings.parallel == "fsdp":
         # Too little where tables have gradients of rows, which every rank holds whole: what fits
         # must not be refused.
@@ -115,6 +115,11 @@ def check_memory(run: PlannedRun) -> None:
             f"gradients, {gigabytes_text(available)} available on {device}; use a smaller size, "
             f"fewer experts or another device"
         )
+
+
+def state_bytes(run: PlannedRun) -> int:
+    """Parameters, two moments, and the gradients of all but tables."""
+    return 4 * _weights_bytes(run) - BYTES_PER_VALUE * run.cost.num_params_lookup
 
 
 def _try_to_write(folder: Path, size: int) -> None:

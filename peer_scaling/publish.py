@@ -6,22 +6,47 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from peer_scaling.distributed import ALONE, World
-from peer_scaling.durable import publish, write_atomically, write_synced
-from peer_scaling.record import RECORD, RunRecord, record_text
+from peer_scaling.durable import (
+    publish,
+    temporary_of,
+    write_atomically,
+    write_once,
+    write_synced,
+)
+from peer_scaling.record import RECORD, TERMINAL, RunRecord, failed_name, find_record, record_text
 from peer_scaling.shards import whole
 
 WEIGHTS = "model.safetensors"
 
 
+class PublishedError(Exception):
+    """The run has its record already: another process's, which stands."""
+
+
 def write_record(record: RunRecord, folder: Path) -> Path:
-    """Write `record.json` so that a reader sees either all of it or nothing.
+    """Write the record of an attempt so that a reader sees either all of it or nothing.
+
+    A final one is `record.json`, written once for ever; a failed one is `failed-<attempts>.json`,
+    and the next attempt has its own. The record of a refusal, which took no attempt, may be
+    replaced.
 
     Raises:
+        PublishedError: another process published a final record.
         OSError: it could not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RECORD
-    write_atomically(path, record_text(record), "record")
+    text = record_text(record)
+    path = folder / (RECORD if record.status in TERMINAL else failed_name(record.attempts))
+    if record.status == "infeasible":
+        write_atomically(path, text, "record")
+        return path
+    try:
+        write_once(path, text, "record")
+    except FileExistsError:
+        there = find_record(folder)
+        if there and there.status in TERMINAL:
+            raise PublishedError(f"{path}: {there.status} already") from None
+        write_atomically(path, text, "record")  # what was there is no record any more
     return path
 
 
@@ -30,7 +55,7 @@ def save_weights(model: nn.Module, folder: Path, world: World = ALONE) -> Path:
     ranks, written by the first.
     """
     path = folder / WEIGHTS
-    temporary = path.with_suffix(".tmp")
+    temporary = temporary_of(path)
     tensors = {n: whole(t.detach()).cpu().contiguous() for n, t in model.state_dict().items()}
     if not world.is_first:
         return path

@@ -6,6 +6,8 @@ between training and `analysis`. Loss is nats per token; FLOPs are training FLOP
 """
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +19,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 SCHEMA = 1
 RECORD = "record.json"
+"""In a run's folder: its final record, never written twice."""
+FAILED = re.compile(r"failed-(\d+)\.json")
+"""In a run's folder: the records of attempts that failed."""
 HISTORY = "history.jsonl"
 REWOUND = "history-rewound.jsonl"
 """Lines of a history that a resumed run wrote again."""
@@ -149,12 +154,31 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(f"{path}: {error}") from error
 
 
+def failed_name(attempt: int) -> str:
+    """Name of the record of an attempt that failed."""
+    return f"failed-{attempt:03d}.json"
+
+
 def find_record(folder: Path) -> RunRecord | None:
-    """The record in a run's folder; None if there is none or it cannot be read."""
+    """What is known of a run: its final record, else that of the last attempt that failed; None if
+    there is none or it cannot be read.
+    """
+    for path in (folder / RECORD, *_failed(folder)):
+        try:
+            return read_record(path)
+        except RecordError:
+            continue
+    return None
+
+
+def _failed(folder: Path) -> list[Path]:
+    """Records of failed attempts, the last one first."""
     try:
-        return read_record(folder / RECORD)
-    except RecordError:
-        return None
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    numbered = ((int(match[1]), name) for name in names if (match := FAILED.fullmatch(name)))
+    return [folder / name for _, name in sorted(numbered, reverse=True)]
 
 
 def budget_label(budget: float) -> str:
@@ -163,8 +187,13 @@ def budget_label(budget: float) -> str:
 
 
 def find_records(root: Path) -> Iterator[Path]:
-    """Every `record.json` under `root`, in the order of their paths."""
-    yield from sorted(root.rglob(RECORD))
+    """The record of every run under `root` that has one, final or of its last failed attempt, in
+    the order of their paths.
+    """
+    final = {path.parent: path for path in root.rglob(RECORD)}
+    failed = {path.parent for path in root.rglob("failed-*.json")} - set(final)
+    last = {folder: paths[0] for folder in failed if (paths := _failed(folder))}
+    yield from sorted((final | last).values())
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peer_scaling.checkpoint import CheckpointConfig
+from peer_scaling.claims import ClaimConfig
 from peer_scaling.cost import Cost
 from peer_scaling.data import MAX_SEED, DataConfig
 from peer_scaling.errors import check
@@ -111,6 +112,7 @@ class Run:
     eval: EvalConfig
     tracker: TrackerConfig
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    claim: ClaimConfig = field(default_factory=ClaimConfig)
     chosen_micro_batch: int | None = None
     """What `micro_batch=auto` came to; None before that is known, and for a number or null."""
 
@@ -184,4 +186,5 @@ class Run:
             "eval": asdict(self.eval),
             "tracker": asdict(self.tracker),
             "checkpoint": asdict(self.checkpoint),
+            "claim": asdict(self.claim),
         }

@@ -19,6 +19,14 @@ class StoppedError(KeyboardInterrupt):
     """
 
 
+LOST = 1 << 16
+"""Stands for a lost claim among the numbers of signals."""
+
+
+class LostRunError(Exception):
+    """The run is another process's by now: nothing of it may be saved or published from here."""
+
+
 @final
 class StopFlag:
     """Inside this context the signals set a flag; a second SIGINT leaves at once.
@@ -27,11 +35,15 @@ class StopFlag:
     plug-ins (submitit) requeue a job from their handler and end the process there.
     """
 
-    def __init__(self, largest: Callable[[int], int] = int) -> None:
-        """`largest` makes one number of those of all processes that train the run."""
+    def __init__(
+        self, largest: Callable[[int], int] = int, lost: Callable[[], bool] = bool
+    ) -> None:
+        """`largest` makes one number of those of all processes that train the run; `lost` says
+        whether this one may no longer train it.
+        """
         self.signal: signal.Signals | None = None
         """The first one that came to this process."""
-        self._largest, self._agreed = largest, 0
+        self._largest, self._lost, self._agreed = largest, lost, 0
         self._interrupts = 0
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -51,17 +63,21 @@ class StopFlag:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def poll(self) -> bool:
-        """Whether the run was asked to stop: by a signal to any of its processes."""
-        self._agreed = self._agreed or self._largest(self.signal or 0)
+        """Whether the run is to stop: a signal came to any of its processes, or it is lost."""
+        own = LOST if self._lost() else self.signal or 0
+        self._agreed = self._agreed or self._largest(own)
         return bool(self._agreed)
 
     def check(self) -> None:
-        """Raise if the run was asked to stop.
+        """Raise if the run is to stop.
 
         Raises:
-            StoppedError: it was.
+            StoppedError: a signal asked for it.
+            LostRunError: it is another process's.
         """
         if self.poll():
+            if self._agreed == LOST:
+                raise LostRunError("the run's claim was lost")
             raise StoppedError(f"stopped by {signal.Signals(self._agreed).name}")
 
     def chain(self) -> None:

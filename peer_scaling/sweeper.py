@@ -14,7 +14,6 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -26,22 +25,34 @@ from peer_scaling.cells import StudyCell, plan_text, summary_line, write_plan
 from peer_scaling.cli import CommandTask
 from peer_scaling.config import bind, run_from
 from peer_scaling.data import Corpus, DataConfig
+from peer_scaling.display import run_name
 from peer_scaling.errors import (
     EXIT_DONE,
-    EXIT_FAILED,
     StudyIncompleteError,
     UserError,
-    first_line,
 )
 from peer_scaling.explain import explain
-from peer_scaling.jobs import CellJob, CellSubmitter
+from peer_scaling.jobs import (
+    CellJob,
+    CellLauncher,
+    CellResult,
+    CellSubmitter,
+    check_results,
+    result_of,
+)
 from peer_scaling.paths import closed_folder
 from peer_scaling.plan import Cell, InfeasibleError, Study, enumerate_cells, restrict
 from peer_scaling.planned import infeasible_record, plan_run
-from peer_scaling.preflight import check_disk, check_machine, check_micro_batch, problems_of
+from peer_scaling.preflight import (
+    check_disk,
+    check_machine,
+    check_micro_batch,
+    problems_of,
+    state_bytes,
+)
 from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.publish import write_record
-from peer_scaling.record import RECORD, TERMINAL, find_record
+from peer_scaling.record import RECORD, find_record
 from peer_scaling.run import Run
 
 AXES = ("variant", "ffw", "size", "budget", "seed")
@@ -50,8 +61,8 @@ AXES = ("variant", "ffw", "size", "budget", "seed")
 class IsoflopSweeper(Sweeper):
     """Hydra plugin: enumerates a study's cells, skips what is done, launches the rest."""
 
-    def __init__(self, **study: Any) -> None:
-        self._values = study
+    def __init__(self, canary: bool = True, **study: Any) -> None:
+        self._canary, self._values = canary, study
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -94,7 +105,7 @@ class IsoflopSweeper(Sweeper):
         _update_refusals(planned, corpora)
         write_plan(planned, runs[0].study_folder, keep_missing=bool(axes))
         print(summary_line(planned), flush=True)
-        return self._launch([cell for cell in planned if cell.to_run], fixed)
+        return self._launch(planned, fixed)
 
     def _runs(self, cells: Sequence[Cell], fixed: list[str]) -> list[Run]:
         """The run of every cell; the problems of all of them in one error.
@@ -138,22 +149,45 @@ class IsoflopSweeper(Sweeper):
         own = [*self._config.hydra.overrides.hydra, *overrides]
         return explain(error, self._loader, name, own)
 
-    def _launch(self, missing: list[StudyCell], fixed: list[str]) -> list[int]:
+    def _launch(self, cells: list[StudyCell], fixed: list[str]) -> list[int]:
+        any_done = any(cell.state == "done" for cell in cells)
+        missing = [cell for cell in cells if cell.to_run]
         if not missing:
-            return []
-        if isinstance(self._launcher, CellSubmitter):
-            self._launcher.submit_cells([_job(cell, fixed) for cell in missing])
             return []
         # Long runs first: the last ones to end are then short and leave no core idle.
         missing.sort(key=lambda cell: -cell.run.settings.budget)
-        # What the command line says comes last and so beats the study.
-        batch = [[*cell.cell.overrides(), *fixed] for cell in missing]
-        returns = self._launcher.launch(batch, initial_job_idx=0)
-        study = f"peer-train --config-name {self._config.hydra.job.config_name}"
-        _check_results(missing, returns, shlex.join([*study.split(), *fixed]))
+        study = ["peer-train", "--config-name", str(self._config.hydra.job.config_name), *fixed]
+        jobs = [_job(cell, fixed, shlex.join(study)) for cell in missing]
+        if isinstance(self._launcher, CellSubmitter):
+            self._launcher.submit_cells(jobs)
+            return []
+        if self._canary and len(jobs) > 1 and not any_done:
+            jobs.remove(canary := min(jobs, key=lambda job: (job.flops, job.state_bytes)))
+            self._run_canary(canary)
+        results = self._run_jobs(jobs)
+        check_results(results)
         if isinstance(self._task, CommandTask):
             self._task.exit_code = EXIT_DONE  # every cell has its outcome, diverged ones too
-        return [_exit_code(job) for job in returns]
+        return [result.exit_code for result in results]
+
+    def _run_canary(self, job: CellJob) -> None:
+        """The smallest cell alone: what is wrong with all of them is seen before they start.
+
+        Raises:
+            StudyIncompleteError: it has no result; no other cell was started.
+        """
+        try:
+            check_results(self._run_jobs([job]))
+        except StudyIncompleteError as error:
+            others = "the smallest cell failed, so no other one was started"
+            raise StudyIncompleteError(*error.problems, others) from error
+
+    def _run_jobs(self, jobs: Sequence[CellJob]) -> list[CellResult]:
+        """Through a launcher of ours, which knows cells, or any other, which knows overrides."""
+        if isinstance(self._launcher, CellLauncher):
+            return self._launcher.launch_cells(jobs)
+        returns = self._launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
+        return [result_of(job, returned) for job, returned in zip(jobs, returns, strict=True)]
 
 
 def split_arguments(overrides: Iterable[Override]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -230,44 +264,20 @@ def _refuse_twins(cells: list[StudyCell]) -> None:
         raise UserError(*problems.values())
 
 
-def _job(cell: StudyCell, fixed: list[str]) -> CellJob:
+def _job(cell: StudyCell, fixed: list[str], study: str) -> CellJob:
     planned = cell.planned
     assert planned is not None
     return CellJob(
+        # What the command line says comes last and so beats the study.
         overrides=(*cell.cell.overrides(), *fixed),
-        name=" ".join(cell.cell.axes()),
+        name=run_name(cell.run),
         run_id=planned.run_id,
         folder=planned.folder,
         flops=planned.plan.flops,
-        state_bytes=0,
+        state_bytes=state_bytes(planned),
         fields=planned.record_fields(),
-        command="",
+        command=f"{study} {' '.join(cell.cell.axes())}",
     )
-
-
-def _exit_code(job: JobReturn) -> int:
-    return int(job.return_value) if job.status is JobStatus.COMPLETED else EXIT_FAILED
-
-
-def _check_results(cells: list[StudyCell], returns: Sequence[JobReturn], study: str) -> None:
-    """Raise if a launched cell has no result, with a line for each and the command, `study` and
-    the cell's axes, that runs it again.
-    """
-    problems = []
-    for cell, job in zip(cells, returns, strict=True):
-        assert cell.planned is not None
-        record = find_record(cell.planned.folder)
-        if record and record.status in TERMINAL:
-            continue
-        cause = f"{record.status}: {record.reason}" if record else "ended without a record"
-        if not record and job.status is JobStatus.FAILED:
-            error = job._return_value  # asking for `return_value` would raise it
-            cause += f" ({type(error).__name__}: {first_line(error)})"
-        problems.append(
-            f"{cell.planned.run_id} {cause}; again with: {study} {' '.join(cell.cell.axes())}"
-        )
-    if problems:
-        raise StudyIncompleteError(*problems)
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,10 @@ REQUIRED = {
     ),
     "F02": ("kill -9 at every labelled point x 3", "100 % resume, 0 torn checkpoints chosen"),
     "F05": ("four signals x 25 random steps", "durable, right exit code, <= 1 step lost"),
+    "F07": (
+        "real Slurm: warned of the limit, preempted, kill -9 of a worker, scancel",
+        "final status right, cancelled never requeued, resumed runs bit-identical",
+    ),
     "F09": ("evaluate every 10 %, every 1 %, never", "training state bit-identical"),
     "F10": ("100 truncations", "all detected, the one before used"),
     "F11": ("1,000 single-bit flips", "all detected, the one before used"),

@@ -74,7 +74,8 @@ def test_one_run_and_again(tmp_path):
     assert "loss" in first.stdout
     (run,) = (tmp_path / "runs" / "default").iterdir()
     assert run.name.startswith("dense-d8_l2-7e8-s0-")
-    assert {p.name for p in run.iterdir()} == {"record.json", "history.jsonl", "model.safetensors"}
+    files = {"record.json", "history.jsonl", "model.safetensors", "claim-000001.json"}
+    assert {p.name for p in run.iterdir()} == files
     again = peer_train(*FAST, "log_lines=5", folder=tmp_path)
     assert "done before, not trained again" in again.stdout
     module = subprocess.run(

@@ -207,7 +207,7 @@ def test_checkpoints_are_the_same_for_any_number_of_processes(pair, alone):
 def test_only_the_first_rank_writes_and_prints(pair):
     folder = pair / "peer"
     (run,) = (folder / "default").iterdir()
-    assert {p.name for p in run.iterdir()} == {HISTORY, RECORD, WEIGHTS}
+    assert {p.name for p in run.iterdir()} == {HISTORY, RECORD, WEIGHTS, "claim-000001.json"}
     lines = (run / HISTORY).read_text().splitlines()
     assert len(lines) == len(set(lines))
     assert (read_record(run / RECORD).status, read_record(run / RECORD).attempts) == ("done", 1)

@@ -57,7 +57,8 @@ def test_workers_end_with_their_launcher(tmp_path, how, send):
     arguments = ["--config-name", "smoke", "ffw=dense,peer", "budget=2e11", "size=d8_l2,d12_l2"]
     study = tmp_path / "runs" / "smoke"
     with subprocess.Popen(
-        [str(BIN / "peer-train"), *arguments, "data.max_epochs=1000", "hydra.launcher.workers=2", "tracker=wandb"],
+        [str(BIN / "peer-train"), *arguments, "data.max_epochs=1000", "hydra.launcher.workers=2", "tracker=wandb",
+         "hydra.sweeper.canary=false"],
         cwd=tmp_path, env=os.environ | {"WANDB_MODE": "offline"}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         # A shell starts what runs in the background with interrupts ignored.
@@ -208,7 +209,7 @@ def test_a_failed_cell_is_named_with_the_command_that_repeats_it(tmp_path):
     (run / "history.jsonl").mkdir()  # the history cannot be opened
     result = peer_train("--config-name", "smoke", "ffw=dense", folder=tmp_path)
     assert result.returncode == 1
-    assert "failed: IsADirectoryError" in result.stderr
+    assert "failed after step 0: IsADirectoryError" in result.stderr
     assert (
         "again with: peer-train --config-name smoke variant=dense size=d8_l2 budget=2e9 seed=0"
         in (result.stderr)

@@ -4,7 +4,7 @@ import netrc
 import os
 import sys
 
-from peer_scaling import errors, memory, track, train
+from peer_scaling import attempt, errors, memory, track, train
 
 WHERE = sys.argv.pop(1)
 
@@ -15,13 +15,13 @@ def crash(*arguments, **named):
 
 
 if WHERE == "training":
-    train.train = crash
+    attempt.train = crash
 elif WHERE == "planning":
     memory.plan_run = crash
 elif WHERE == "tracker":
     track.WandbTracker = crash
 elif WHERE == "unprotected":
-    train.train = crash
-    train.without_secrets = errors.without_secrets = lambda text: text
+    attempt.train = crash
+    attempt.without_secrets = errors.without_secrets = lambda text: text
 track.INIT_TIMEOUT_SECONDS = 1.0
 train.main()

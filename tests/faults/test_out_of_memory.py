@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ledger import INDEPENDENT, Ledger, expected_ledger, short_run
-from peer_scaling import adamw, train
+from peer_scaling import adamw, attempt
 from peer_scaling.adamw import AdamW
 from peer_scaling.errors import UserError
 from peer_scaling.model import Decoder
@@ -87,9 +87,9 @@ def test_out_of_memory_costs_no_sample(tmp_path, monkeypatch, capsys):
     for number, (variant, place, which, step, error) in enumerate(cases):
         planned = short_run(tmp_path / str(number), variant, chosen=MICRO_BATCH)
         ledgers.setdefault(variant, expected_ledger(planned))
-        records, write = [], train.write_record
+        records, write = [], attempt.write_record
         with monkeypatch.context() as patch:
-            patch.setattr(train, "write_record", lambda r, f, rs=records, w=write: (rs.append(r), w(r, f)))  # fmt: skip
+            patch.setattr(attempt, "write_record", lambda r, f, rs=records, w=write: (rs.append(r), w(r, f)))  # fmt: skip
             fail_once(patch, place, which, step, error)
             ledger = Ledger(patch)
             record = run_once(planned)

@@ -1,0 +1,27 @@
+"""What happens after an attempt of a cell failed: by kind, never by count alone."""
+
+from dataclasses import dataclass
+
+RETRIED = ("transient", "crashed", "hung", "no_durable_checkpoint")
+"""Kinds of failure that the next attempt may not meet. Not out of memory, which the run itself
+answers with a smaller micro-batch, and no error of the program, which comes again."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often, and after how long, a cell is tried again in one launch."""
+
+    retries: int = 3
+    first_seconds: float = 5.0
+    """Before the first retry; four times as long before each further one."""
+
+    def delay(self, failure: str | None, retries: int) -> float | None:
+        """Seconds to wait before the next attempt; None if there is to be none.
+
+        Args:
+            failure: kind of the failure, one of `record.FAILURES`.
+            retries: that this launch has made of the cell.
+        """
+        if failure not in RETRIED or retries >= self.retries:
+            return None
+        return self.first_seconds * 4.0**retries

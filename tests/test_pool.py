@@ -1,0 +1,157 @@
+"""One process per run: what ends one ends one only, and what became of it is known."""
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from peer_scaling.claims import ClaimConfig, claim
+from peer_scaling.errors import StudyIncompleteError
+from peer_scaling.jobs import CellJob, CellResult, check_results
+from peer_scaling.launcher import CellWork
+from peer_scaling.policy import RETRIED, RetryPolicy
+from peer_scaling.pool import Pool, Slot
+from peer_scaling.publish import write_record
+from peer_scaling.record import FAILURES, RunRecord, find_record
+
+LEASE = ClaimConfig(lease_seconds=1.0, hang_seconds=1.0)
+
+
+def fields(name):
+    return {"run_id": name, "study": "s", "ffw": "dense", "variant": "dense", "size": "d8_l2", "seed": 0, "budget": 1e9}  # fmt: skip
+
+
+def job_of(root, name):
+    return CellJob((), name, name, root / name, 1.0, 0, fields(name), f"again {name}")
+
+
+def cell(folder, how, until):
+    """Fails in one way until there are `until` failed records, then succeeds."""
+    own = claim(folder, LEASE)
+    starts = len(list(folder.glob("start-*")))
+    (folder / f"start-{starts}").touch()
+    if starts < until:
+        end(how)
+        return 0
+    write_record(
+        RunRecord(**fields(folder.name), status="done", reason=None, attempts=starts + 1), folder
+    )
+    own.release()
+    return 0
+
+
+def end(how):
+    if how == "exception":
+        raise ValueError("wrong")
+    if how in ("SIGSEGV", "SIGKILL"):
+        os.kill(os.getpid(), getattr(signal, how))
+    if how == "hang":
+        time.sleep(600)
+
+
+@pytest.mark.parametrize(
+    ("how", "cause", "retried"),
+    [
+        ("exception", "ValueError: wrong", False),
+        ("SIGSEGV", "process ended by SIGSEGV without a record", True),
+        ("SIGKILL", "process ended by SIGKILL without a record", True),
+        ("hang", "no sign of life, killed", True),
+        ("nothing", "process exit 0 without a record", True),
+    ],
+)
+def test_one_of_several_fails(tmp_path, capsys, how, cause, retried):
+    names = [f"r{n}" for n in range(8)]
+    jobs = [job_of(tmp_path, name) for name in names]
+    calls = [partial(cell, j.folder, how, 99 if j.name == "r3" else 0) for j in jobs]
+    work = CellWork(jobs, calls, RetryPolicy(retries=1, first_seconds=0.1))
+    Pool([Slot(), Slot()], None).run(work, len(jobs))
+    done = [j.name for j in jobs if (r := find_record(j.folder)) and r.status == "done"]
+    assert done == [name for name in names if name != "r3"]
+    assert len(list((tmp_path / "r3").glob("start-*"))) == 1 + retried
+    assert [r.exit_code != 0 for r in work.results()] == [name == "r3" for name in names]
+    with pytest.raises(StudyIncompleteError, match=f"r3 .*{cause}.*again r3"):
+        check_results(work.results())
+    assert cause in capsys.readouterr().out
+
+
+def test_a_transient_failure_is_counted_and_overcome(tmp_path):
+    jobs = [job_of(tmp_path, "a")]
+    work = CellWork(
+        jobs, [partial(cell, jobs[0].folder, "SIGKILL", 2)], RetryPolicy(first_seconds=0.01)
+    )
+    Pool([Slot()], None).run(work, 1)
+    record = find_record(tmp_path / "a")
+    assert (record.status, record.attempts) == ("done", 3)
+    assert sorted(p.name for p in (tmp_path / "a").glob("failed-*")) == [
+        "failed-001.json",
+        "failed-002.json",
+    ]
+    check_results(work.results())
+
+
+def test_two_pools_share_a_study(tmp_path):
+    """Each run is executed once, and both see all results."""
+    context = __import__("multiprocessing").get_context("spawn")
+    pools = [context.Process(target=pool_of, args=(tmp_path, 12)) for _ in range(2)]
+    for pool in pools:
+        pool.start()
+    for pool in pools:
+        pool.join(60)
+    assert [pool.exitcode for pool in pools] == [0, 0]
+    assert [len(list((tmp_path / f"r{n}").glob("start-*"))) for n in range(12)] == [1] * 12
+
+
+def pool_of(root: Path, count: int):
+    jobs = [job_of(root, f"r{n}") for n in range(count)]
+    work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], RetryPolicy())
+    Pool([Slot()], None, retry_seconds=0.2).run(work, count)
+    check_results(work.results())
+
+
+def slow_cell(folder):
+    if find_record(folder):
+        return 0
+    try:
+        own = claim(folder, LEASE)
+    except Exception:
+        return 75
+    if not find_record(folder):
+        (folder / f"start-{os.getpid()}").touch()
+        time.sleep(0.1)
+        write_record(RunRecord(**fields(folder.name), status="done", reason=None), folder)
+    own.release()
+    return 0
+
+
+def test_memory_limits_how_many_run(tmp_path):
+    jobs = [CellJob((), n, n, tmp_path / n, 1.0, 60, fields(n), "") for n in "abc"]
+    work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], RetryPolicy())
+    pool, most = Pool([Slot()] * 3, memory=100), []
+    hangs = work.hangs
+    work.hangs = lambda n, pid: most.append(len(pool._running)) or hangs(n, pid)
+    pool.run(work, 3)
+    check_results(work.results())
+    assert max(most) == 1
+
+
+def test_the_policy_is_by_kind():
+    policy = RetryPolicy(retries=3, first_seconds=5)
+    assert [policy.delay("transient", n) for n in range(4)] == [5, 20, 80, None]
+    assert {k for k in FAILURES if policy.delay(k, 0) is not None} == set(RETRIED)
+    assert (
+        policy.delay("out_of_memory", 0)
+        is policy.delay("error", 0)
+        is policy.delay(None, 0)
+        is None
+    )
+
+
+def test_a_result_names_the_last_step(tmp_path):
+    job = job_of(tmp_path, "a")
+    record = RunRecord(**fields("a"), status="failed", reason="x", failure="error", last_step=7)
+    write_record(record, job.folder)
+    with pytest.raises(StudyIncompleteError, match="a failed after step 7: x; again with: again a"):
+        check_results([CellResult(job, 1)])
