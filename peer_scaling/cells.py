@@ -12,7 +12,7 @@ from peer_scaling.estimate import Estimator
 from peer_scaling.plan import Cell
 from peer_scaling.plan_file import PLAN_HEADER, read_plan
 from peer_scaling.planned import PlannedRun
-from peer_scaling.record import PLAN, RECORD, TERMINAL, RunRecord, budget_label
+from peer_scaling.record import PLAN, RECORD, RunRecord, budget_label
 from peer_scaling.run import Run
 
 
@@ -35,7 +35,7 @@ class StudyCell:
     @property
     def to_run(self) -> bool:
         """Whether a launch trains this cell."""
-        return self.planned is not None and self.state not in TERMINAL
+        return self.planned is not None and not (self.record and self.record.is_final)
 
 
 def summary_line(cells: list[StudyCell]) -> str:

@@ -90,6 +90,7 @@ def find_holder(folder: Path, now: float | None = None) -> Holder | None:
         now: mtime of something just written beside it; by default this machine's clock, which is
             good enough for showing.
     """
+    now = time.time() if now is None else now
     for token in sorted(_tokens(folder), reverse=True):
         path = _path(folder, token)
         try:
@@ -97,15 +98,13 @@ def find_holder(folder: Path, now: float | None = None) -> Holder | None:
             with path.open("rb") as file:
                 mtime = os.fstat(file.fileno()).st_mtime
                 values = json.loads(file.read())
-            age = (time.time() if now is None else now) - mtime
-            return Holder(**{**values, "token": token, "age": age})
+            return Holder(**{**values, "token": token, "age": now - mtime})
         except FileNotFoundError:  # taken over just now, and the next token was not listed yet
             continue
         except (OSError, ValueError, TypeError):
             # Alien or damaged: it holds for a default lease, and then the run can be had.
             lease = ClaimConfig().lease_seconds
-            age = (time.time() if now is None else now) - _mtime(path)
-            return Holder(token, "unknown", 0, "", "", lease, age)
+            return Holder(token, "unknown", 0, "", "", lease, now - _mtime(path))
     return None
 
 
