@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peer_scaling.display import PLAN_COLUMNS, plan_row, seconds_text, table_text
+from peer_scaling.durable import temporary_of
 from peer_scaling.errors import UserError
 from peer_scaling.estimate import Estimator
 from peer_scaling.plan import Cell
@@ -86,7 +87,7 @@ def write_plan(cells: list[StudyCell], folder: Path, *, keep_missing: bool) -> P
     text = io.StringIO()
     csv.writer(text).writerows([PLAN_HEADER, *rows.values()])
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = temporary_of(path)  # another launcher of the study may write its plan just now
     temporary.write_text(text.getvalue())
     temporary.replace(path)
     return path
