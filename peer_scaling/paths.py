@@ -6,6 +6,7 @@ and `closed_folder` keep reading and writing below that folder.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from peer_scaling.errors import UserError, shown
@@ -17,6 +18,15 @@ NAME_RULE = "at most 60 letters, digits and ` .,=+@_-`, the first a letter or di
 PACKAGE = Path(__file__).resolve().parent
 MAX_NAME_BYTES = 255
 """Of a file or folder, on every common file system."""
+
+
+def name_problems(what: str, names: Iterable[str]) -> list[str]:
+    """A line for each that users may not call a `what`."""
+    return [
+        f"{what} {shown(repr(name))} must be a name: {NAME_RULE}"
+        for name in dict.fromkeys(names)
+        if not NAME.fullmatch(name)
+    ]
 
 
 def config_folder(name: str) -> Path:
