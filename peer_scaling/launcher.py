@@ -158,7 +158,7 @@ class CellWork(CallWork):
     def hangs(self, number: int, pid: int) -> bool:
         """A process that holds its run past its lease: its heartbeat follows its steps."""
         holder = find_holder(self._jobs[number].folder)
-        return bool(holder and holder.pid == pid and holder.age > holder.lease_seconds)
+        return bool(holder and holder.pid == pid and holder.is_silent)
 
     def ended(self, number: int, exit_code: int, error: str, hung: bool) -> float | None:
         """Again, if the policy says so; every failure is a line on the screen."""

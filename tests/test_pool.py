@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,18 @@ def test_one_of_several_fails(tmp_path, capsys, how, cause, retried):
     assert cause in capsys.readouterr().out
 
 
+def test_a_process_that_left_its_run_is_no_hung_one(tmp_path):
+    """It may yet close its tracker."""
+    job = job_of(tmp_path, "a")
+    work = CellWork([job], [partial(int, 0)], RetryPolicy())
+    own = claim(job.folder, ClaimConfig(lease_seconds=0.4, hang_seconds=0.4))
+    assert not work.hangs(0, os.getpid())
+    time.sleep(1.0)
+    assert work.hangs(0, os.getpid())
+    own.release()
+    assert not work.hangs(0, os.getpid())
+
+
 def test_a_transient_failure_is_counted_and_overcome(tmp_path):
     jobs = [job_of(tmp_path, "a")]
     work = CellWork(
@@ -94,7 +107,7 @@ def test_a_transient_failure_is_counted_and_overcome(tmp_path):
 
 def test_two_pools_share_a_study(tmp_path):
     """Each run is executed once, and both see all results."""
-    context = __import__("multiprocessing").get_context("spawn")
+    context = get_context("spawn")
     pools = [context.Process(target=pool_of, args=(tmp_path, 12)) for _ in range(2)]
     for pool in pools:
         pool.start()
