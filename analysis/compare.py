@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.isoflop import IsoflopFit, Profile, student_quantile
+from analysis.fitting import student_quantile
+from analysis.isoflop import IsoflopFit, Profile
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+from scipy.special import stdtrit
 
 from analysis.huber import Minima, Objective, minimise
 from analysis.load import AnalysisError
@@ -106,6 +107,11 @@ class Replicates:
     def losses(self) -> np.ndarray:
         """L' of every run, (R, I)."""
         return np.exp(self.model.ln_loss(self.model.centred(self.theta_RP)))
+
+
+def student_quantile(dof: int) -> float:
+    """Half width of a two-sided 95 % interval in standard errors; NaN if there is no `dof`."""
+    return float(stdtrit(dof, (1 + CONFIDENCE) / 2)) if dof > 0 else float("nan")
 
 
 def percentiles(values: np.ndarray, level: float = CONFIDENCE) -> tuple[float, float]:

@@ -13,16 +13,16 @@ from enum import StrEnum
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
+from analysis.fitting import student_quantile
 from analysis.laws import parabola_vertex
 from analysis.load import AnalysisError, as_frame, usable
+from analysis.powerlaw import fit_power_law
 
 ORDER = ("dense", "moe", "pkm", "peer")
 AXES = ("num_params_total", "num_params_active")
 MIN_SIZES = 4
 """Sizes per profile: a parabola passes through any three points, whatever they say."""
-CONFIDENCE = 0.95
 
 
 class ProfileStatus(StrEnum):
@@ -263,25 +263,15 @@ def _power_laws(variant: str, optima: Sequence[Profile]) -> list[PowerLaw]:
     """Ln N*, ln D* and ln L* against ln C by least squares; none from fewer than two budgets."""
     if len(optima) < 2:
         return []
-    log_C = np.log([p.budget for p in optima])
+    C = [p.budget for p in optima]
     values = {
         "N": [p.num_params for p in optima],
         "D": [p.tokens for p in optima],
         "L": [p.loss for p in optima],
     }
-    return [_power_law(variant, of, log_C, np.log(y)) for of, y in values.items()]
+    return [_power_law(variant, of, C, y) for of, y in values.items()]
 
 
-def _power_law(variant: str, of: str, log_C: np.ndarray, log_y: np.ndarray) -> PowerLaw:
-    x = log_C - log_C.mean()
-    exponent = float(x @ log_y / (x @ x))
-    residuals = log_y - log_y.mean() - exponent * x
-    dof = len(x) - 2
-    stderr = float(np.sqrt(residuals @ residuals / dof / (x @ x))) if dof else float("nan")
-    log_coefficient = float(log_y.mean() - exponent * log_C.mean())
-    return PowerLaw(variant, of, log_coefficient, exponent, stderr, len(x))
-
-
-def student_quantile(dof: int) -> float:
-    """Half width of a two-sided 95 % interval in standard errors; NaN if there is no `dof`."""
-    return float(stdtrit(dof, (1 + CONFIDENCE) / 2)) if dof > 0 else float("nan")
+def _power_law(variant: str, of: str, C: Sequence[float], y: Sequence[float]) -> PowerLaw:
+    fit = fit_power_law(np.array(C), np.array(y))
+    return PowerLaw(variant, of, fit.log_coefficient, fit.exponent, fit.exponent_stderr, len(y))

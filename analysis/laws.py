@@ -23,6 +23,6 @@ def parabola_vertex(coefficients: tuple[float, float, float]) -> tuple[float, fl
     return -b / (2 * a), c - b * b / (4 * a)
 
 
-def power_law(log_coefficient: float, exponent: float, C: np.ndarray) -> np.ndarray:
+def power_law(log_coefficient: float, exponent: float, C: np.ndarray | float) -> np.ndarray:
     """exp(log_coefficient) C^exponent, for N*(C), D*(C) and L*(C)."""
     return np.exp(log_coefficient + exponent * np.log(C))

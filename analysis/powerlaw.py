@@ -7,9 +7,9 @@ papers: C training FLOPs; y is N*, D* or L*.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
-from analysis.fitting import CONFIDENCE, FitStatus, check_runs
+from analysis.fitting import FitStatus, check_runs, student_quantile
+from analysis.laws import power_law
 from analysis.load import AnalysisError
 
 
@@ -40,13 +40,12 @@ class PowerFit:
     @property
     def exponent_interval(self) -> tuple[float, float]:
         """95 % interval, from Student's t."""
-        quantile = float(stdtrit(self.dof, (1 + CONFIDENCE) / 2)) if self.dof > 0 else np.nan
-        margin = quantile * self.exponent_stderr
+        margin = student_quantile(self.dof) * self.exponent_stderr
         return self.exponent - margin, self.exponent + margin
 
     def at(self, C: np.ndarray | float) -> np.ndarray:
         """The law's value at C."""
-        return np.exp(self.log_coefficient + self.exponent * np.log(C))
+        return power_law(self.log_coefficient, self.exponent, C)
 
     def log_stderr(self, C: float) -> float:
         """Standard error of ln y of the law at C."""

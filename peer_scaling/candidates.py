@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from peer_scaling.curves import MIN_SIZES
-from peer_scaling.errors import check, shown
-from peer_scaling.paths import NAME, NAME_RULE
+from peer_scaling.errors import check, repeated
+from peer_scaling.paths import name_problems
 
 Key = tuple[str, float, str, int]
 """Variant, budget, size, seed: one run of a study."""
@@ -44,12 +44,7 @@ class Adaptive:
     minima: more rounds of fewer runs need less compute and more time."""
 
     def __post_init__(self) -> None:
-        problems = [f"size {size} occurs twice" for size in _repeated(self.sizes)]
-        problems += [
-            f"size {shown(repr(size))} must be a name: {NAME_RULE}"
-            for size in dict.fromkeys(self.sizes)
-            if not NAME.fullmatch(size)
-        ]
+        problems = [*repeated("size", self.sizes), *name_problems("size", self.sizes)]
         if len(set(self.sizes)) < MIN_SIZES:
             problems.append(f"sizes: {len(set(self.sizes))} given; a curve needs {MIN_SIZES}")
         for name, least in (("start", MIN_SIZES), ("max_seeds", 1), ("runs_per_round", 1)):
@@ -156,7 +151,3 @@ class Decision:
     def line(self) -> str:
         """The decision as a line of JSON, with its end."""
         return json.dumps(asdict(self)) + "\n"
-
-
-def _repeated(names: tuple[str, ...]) -> list[str]:
-    return [name for name in dict.fromkeys(names) if names.count(name) > 1]

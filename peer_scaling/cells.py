@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peer_scaling.display import PLAN_COLUMNS, plan_row, seconds_text, table_text
+from peer_scaling.durable import temporary_of
 from peer_scaling.errors import UserError
 from peer_scaling.estimate import Estimator
 from peer_scaling.plan import Cell
 from peer_scaling.plan_file import PLAN_HEADER, read_plan
 from peer_scaling.planned import PlannedRun
-from peer_scaling.record import PLAN, RECORD, TERMINAL, RunRecord, budget_label
+from peer_scaling.record import PLAN, RECORD, RunRecord, budget_label
 from peer_scaling.run import Run
 
 
@@ -35,7 +36,7 @@ class StudyCell:
     @property
     def to_run(self) -> bool:
         """Whether a launch trains this cell."""
-        return self.planned is not None and self.state not in TERMINAL
+        return self.planned is not None and not (self.record and self.record.is_final)
 
 
 def summary_line(cells: list[StudyCell]) -> str:
@@ -86,7 +87,7 @@ def write_plan(cells: list[StudyCell], folder: Path, *, keep_missing: bool) -> P
     text = io.StringIO()
     csv.writer(text).writerows([PLAN_HEADER, *rows.values()])
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = temporary_of(path)  # another launcher of the study may write its plan just now
     temporary.write_text(text.getvalue())
     temporary.replace(path)
     return path

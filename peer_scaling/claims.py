@@ -65,11 +65,18 @@ class Holder:
     lease_seconds: float
     age: float = 0.0
     """Seconds since its last heartbeat."""
+    released: bool = False
+    """Whether its holder has left the run."""
 
     @property
     def is_live(self) -> bool:
         """Whether the run is its holder's: a process that is seen to be gone holds nothing."""
-        return self.age < self.lease_seconds and not self._is_gone()
+        return not (self.released or self.is_silent or self._is_gone())
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has given no sign of life for a lease, as one of a hung process."""
+        return not self.released and self.age >= self.lease_seconds
 
     def _is_gone(self) -> bool:
         return bool(self.machine) and self.machine == _machine() and _born(self.pid) != self.born
@@ -90,6 +97,7 @@ def find_holder(folder: Path, now: float | None = None) -> Holder | None:
         now: mtime of something just written beside it; by default this machine's clock, which is
             good enough for showing.
     """
+    now = time.time() if now is None else now
     for token in sorted(_tokens(folder), reverse=True):
         path = _path(folder, token)
         try:
@@ -97,15 +105,14 @@ def find_holder(folder: Path, now: float | None = None) -> Holder | None:
             with path.open("rb") as file:
                 mtime = os.fstat(file.fileno()).st_mtime
                 values = json.loads(file.read())
-            age = (time.time() if now is None else now) - mtime
-            return Holder(**{**values, "token": token, "age": age})
+            known = {"token": token, "age": now - mtime, "released": mtime == RELEASED}
+            return Holder(**{**values, **known})
         except FileNotFoundError:  # taken over just now, and the next token was not listed yet
             continue
         except (OSError, ValueError, TypeError):
             # Alien or damaged: it holds for a default lease, and then the run can be had.
             lease = ClaimConfig().lease_seconds
-            age = (time.time() if now is None else now) - _mtime(path)
-            return Holder(token, "unknown", 0, "", "", lease, age)
+            return Holder(token, "unknown", 0, "", "", lease, now - _mtime(path))
     return None
 
 
@@ -121,7 +128,7 @@ def claim(folder: Path, config: ClaimConfig) -> "Claim":
     own = Holder(
         0, socket.gethostname(), os.getpid(), _machine(), _born(os.getpid()), config.lease_seconds
     )
-    values = {k: v for k, v in asdict(own).items() if k not in ("token", "age")}
+    values = {k: v for k, v in asdict(own).items() if k not in ("token", "age", "released")}
     try:
         probe.write_text(json.dumps(values))
         while True:

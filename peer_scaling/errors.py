@@ -4,6 +4,7 @@ import netrc
 import os
 import re
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 
 EXIT_DONE = 0
@@ -76,6 +77,12 @@ def _secrets() -> set[str]:
     with suppress(OSError, netrc.NetrcParseError):
         values |= {password or "" for _, _, password in netrc.netrc().hosts.values()}
     return {value for value in values if len(value) >= MIN_SECRET_LENGTH}
+
+
+def repeated(what: str, values: Sequence[object]) -> list[str]:
+    """A line for each value that occurs more than once."""
+    twice = dict.fromkeys(value for value in values if values.count(value) > 1)
+    return [f"{what} {value} occurs twice" for value in twice]
 
 
 def check(problems: list[str]) -> None:

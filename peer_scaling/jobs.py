@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 
 from peer_scaling.errors import EXIT_FAILED, StudyIncompleteError, first_line
-from peer_scaling.record import TERMINAL, find_record
+from peer_scaling.record import find_record
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def check_results(results: Sequence[CellResult]) -> None:
     problems = []
     for result in results:
         job, record = result.job, find_record(result.job.folder)
-        if record and record.status in TERMINAL:
+        if record and record.is_final:
             continue
         cause = f"ended without a record ({result.error or f'exit code {result.exit_code}'})"
         if record:

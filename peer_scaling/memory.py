@@ -22,7 +22,7 @@ from peer_scaling.display import gigabytes_text, run_name
 from peer_scaling.errors import UserError
 from peer_scaling.optim import make_optimizer
 from peer_scaling.planned import PlannedRun, plan_run
-from peer_scaling.record import TERMINAL, find_record
+from peer_scaling.record import find_record
 from peer_scaling.run import AUTO, Run
 from peer_scaling.step import Stepper, pick_device, read_results, torch_settings
 
@@ -103,7 +103,7 @@ def _started(run: Run, corpus: Corpus) -> PlannedRun | None:
     for number in reversed(numbers):
         planned = plan_run(_with_micro_batch(run, number), corpus)
         record = find_record(planned.folder)
-        if record and record.status in TERMINAL:
+        if record and record.is_final:
             return planned
         snapshot = Checkpoints(planned.folder, run.checkpoint.keep).newest(planned.identity)
         if snapshot and snapshot.state.get(FORWARD_SEQUENCES) in numbers:

@@ -6,6 +6,7 @@ and `closed_folder` keep reading and writing below that folder.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from peer_scaling.errors import UserError, shown
@@ -15,8 +16,21 @@ NAME = re.compile(r"\w[\w .,=+@-]{0,59}")
 Slurm script reads as more than text, short enough for a folder and for a W&B tag."""
 NAME_RULE = "at most 60 letters, digits and ` .,=+@_-`, the first a letter or digit"
 PACKAGE = Path(__file__).resolve().parent
+TRACKER_FOLDER = "wandb"
+"""In a run's folder."""
+TRACKED = re.compile(r"(offline-)?run-\d{8}_\d{6}-.+")
+"""In `TRACKER_FOLDER`: one start's, by its time; W&B never opens it again."""
 MAX_NAME_BYTES = 255
 """Of a file or folder, on every common file system."""
+
+
+def name_problems(what: str, names: Iterable[str]) -> list[str]:
+    """A line for each that users may not call a `what`."""
+    return [
+        f"{what} {shown(repr(name))} must be a name: {NAME_RULE}"
+        for name in dict.fromkeys(names)
+        if not NAME.fullmatch(name)
+    ]
 
 
 def config_folder(name: str) -> Path:
@@ -63,7 +77,8 @@ def inside(root: Path, *names: str) -> Path:
 
 def closed_folder(root: Path, *names: str) -> Path:
     """`inside(root, *names)`, if no link below it leads out of `root` either: who wrote a file of
-    that link's name would write there.
+    that link's name would write there. Nobody writes to the folder that W&B made for an earlier
+    start, which holds a link of W&B's to its log in the user's cache: it is not looked into.
 
     Raises:
         UserError: one does.
@@ -73,6 +88,8 @@ def closed_folder(root: Path, *names: str) -> Path:
         for path in (Path(parent) / name for name in (*folders, *files)):
             if _leads_out(path, root):
                 raise UserError(f"{path}: a link that leads out of {root}; remove it")
+        if Path(parent).name == TRACKER_FOLDER:
+            folders[:] = [name for name in folders if not TRACKED.fullmatch(name)]
     return folder
 
 

@@ -4,13 +4,13 @@ A cell is one point of an isoFLOP study: a variant, a backbone, a budget and a s
 follow from the budget: tokens = budget / training FLOPs per token of that very model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from peer_scaling.cost import Cost
-from peer_scaling.errors import UserError, check, shown
-from peer_scaling.paths import NAME, NAME_RULE
+from peer_scaling.errors import UserError, check, repeated
+from peer_scaling.paths import name_problems
 from peer_scaling.record import budget_label
 
 T = TypeVar("T", int, float)
@@ -92,19 +92,14 @@ class Study:
                 problems.append(f"{name} is empty")
         budgets = [rung.budget for rung in self.ladder]
         sizes = [size for rung in self.ladder for size in rung.sizes]
-        problems += _repeated("budget", [budget_label(b) for b in budgets])
+        problems += repeated("budget", [budget_label(b) for b in budgets])
         problems += [
             f"budget {budget_label(r.budget)} has no sizes" for r in self.ladder if not r.sizes
         ]
-        problems += _repeated("seed", self.seeds)
-        problems += [
-            f"{what} {shown(repr(name))} must be a name: {NAME_RULE}"
-            for what, names in (("size", sizes), ("variant", self.variants))
-            for name in dict.fromkeys(names)
-            if not NAME.fullmatch(name)
-        ]
+        problems += repeated("seed", self.seeds)
+        problems += name_problems("size", sizes) + name_problems("variant", self.variants)
         for rung in self.ladder:
-            problems += _repeated(f"size at budget {budget_label(rung.budget)}", rung.sizes)
+            problems += repeated(f"size at budget {budget_label(rung.budget)}", rung.sizes)
         check(problems)
 
 
@@ -189,11 +184,6 @@ def _numbers(
         except ValueError:
             problems.append(f"{axis}={text}: not a number")
     return numbers
-
-
-def _repeated(what: str, values: Sequence[object]) -> list[str]:
-    twice = dict.fromkeys(value for value in values if values.count(value) > 1)
-    return [f"{what} {value} occurs twice" for value in twice]
 
 
 def _unknown(axis: str, asked: Iterable[str], known: Iterable[str]) -> list[str]:

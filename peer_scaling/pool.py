@@ -9,13 +9,14 @@ import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol, final
+from typing import Any, final
 
 from peer_scaling.errors import EXIT_FAILED, EXIT_REQUEUE, first_line, traceback_text
 
@@ -26,28 +27,33 @@ LOOK_SECONDS = 0.5
 """Between looks for runs without a sign of life."""
 
 
-class Work(Protocol):
+class Work(ABC):
     """What a pool is to do; `number` counts its pieces from 0."""
+
+    def __init__(self, calls: Sequence[Callable[[], int]]) -> None:
+        """`calls` are picklable; each returns its exit code."""
+        self.calls = calls
+        self.exit_codes = [EXIT_FAILED] * len(calls)
+        """As far as the pieces have ended for good."""
+
+    @abstractmethod
+    def ended(self, number: int, exit_code: int, error: str, hung: bool) -> float | None:
+        """Told when a piece ended; the seconds after which it is to be started again, or None."""
 
     def ready(self, number: int) -> bool:
         """Whether a piece can be started now: asked again a little later if not."""
-        ...
-
-    def call(self, number: int) -> Callable[[], int]:
-        """The piece, picklable; it returns its exit code."""
-        ...
+        del number
+        return True
 
     def memory(self, number: int) -> int:
         """Bytes that it needs at least."""
-        ...
+        del number
+        return 0
 
     def hangs(self, number: int, pid: int) -> bool:
         """Whether it has given no sign of life for too long."""
-        ...
-
-    def ended(self, number: int, exit_code: int, error: str, hung: bool) -> float | None:
-        """Told when it ended; the seconds after which it is to be started again, or None."""
-        ...
+        del number, pid
+        return False
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,19 @@ class Pool:
         self._slots, self._memory, self._retry_seconds = list(slots), memory, retry_seconds
         self._running: dict[int, _Running] = {}
 
-    def run(self, work: Work, count: int) -> None:
-        """Do all pieces; in the end none is running, however this ends.
+    def run(self, work: Work, progress: Callable[[], Any] = int) -> None:
+        """Do all pieces; in the end none is running, however this ends. `progress` is called when
+        one has ended for good.
 
         Raises:
             KeyboardInterrupt: asked to stop; the runs were told to, and have saved.
         """
-        waiting = [(0.0, number) for number in range(count)]
+        waiting = [(0.0, number) for number in range(len(work.calls))]
         alive, held = self._context.Pipe(duplex=False)
         try:
             while waiting or self._running:
                 self._start(work, waiting, alive)
-                self._collect(work, waiting)
+                self._collect(work, waiting, progress)
         finally:
             held.close()  # tells those that still run to stop
             for running in self._running.values():
@@ -99,12 +106,12 @@ class Pool:
         later = []
         while waiting and self._slots and waiting[0][0] <= time.monotonic():
             at, number = heapq.heappop(waiting)
-            if not work.ready(number):
-                at = time.monotonic() + self._retry_seconds
-            elif self._fits(work, number):
+            if not self._fits(work, number):
+                later.append((at, number))
+            elif not work.ready(number):
+                later.append((time.monotonic() + self._retry_seconds, number))
+            else:
                 self._spawn(work, number, alive)
-                continue
-            later.append((at, number))
         for entry in later:
             heapq.heappush(waiting, entry)
 
@@ -118,13 +125,15 @@ class Pool:
     def _spawn(self, work: Work, number: int, alive: Connection) -> None:
         slot = self._slots.pop()
         receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (work.call(number), alive, sender, slot.environment)
+        arguments = (work.calls[number], alive, sender, slot.environment)
         process = self._context.Process(target=_run, args=arguments)
         process.start()
         sender.close()
         self._running[process.sentinel] = _Running(number, slot, process, receiver)
 
-    def _collect(self, work: Work, waiting: list[tuple[float, int]]) -> None:
+    def _collect(
+        self, work: Work, waiting: list[tuple[float, int]], progress: Callable[[], Any]
+    ) -> None:
         if not self._running:
             if waiting:
                 time.sleep(max(0.0, min(waiting[0][0] - time.monotonic(), LOOK_SECONDS)))
@@ -141,7 +150,9 @@ class Pool:
             running.process.join()
             code = running.process.exitcode or 0
             delay = work.ended(running.number, code, _text(running.error), running.hung)
-            if delay is not None:
+            if delay is None:
+                progress()
+            else:
                 heapq.heappush(waiting, (time.monotonic() + delay, running.number))
 
 

@@ -13,7 +13,7 @@ from peer_scaling.durable import (
     write_once,
     write_synced,
 )
-from peer_scaling.record import RECORD, TERMINAL, RunRecord, failed_name, find_record, record_text
+from peer_scaling.record import RECORD, RunRecord, failed_name, find_record, record_text
 from peer_scaling.shards import whole
 
 WEIGHTS = "model.safetensors"
@@ -36,7 +36,7 @@ def write_record(record: RunRecord, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = record_text(record)
-    path = folder / (RECORD if record.status in TERMINAL else failed_name(record.attempts))
+    path = folder / (RECORD if record.is_final else failed_name(record.attempts))
     if record.status == "infeasible":
         write_atomically(path, text, "record")
         return path
@@ -44,7 +44,7 @@ def write_record(record: RunRecord, folder: Path) -> Path:
         write_once(path, text, "record")
     except FileExistsError:
         there = find_record(folder)
-        if there and there.status in TERMINAL:
+        if there and there.is_final:
             raise PublishedError(f"{path}: {there.status} already") from None
         write_atomically(path, text, "record")  # what was there is no record any more
     return path

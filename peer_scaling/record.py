@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from math import isfinite
@@ -111,6 +112,11 @@ class RunRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def is_final(self) -> bool:
+        """Whether a later launch leaves the run as it is."""
+        return self.status in TERMINAL
+
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status={self.status!r}; choose one of {', '.join(STATUSES)}")
@@ -163,11 +169,11 @@ def find_record(folder: Path) -> RunRecord | None:
     """What is known of a run: its final record, else that of the last attempt that failed; None if
     there is none or it cannot be read.
     """
-    for path in (folder / RECORD, *_failed(folder)):
-        try:
+    with suppress(RecordError):
+        return read_record(folder / RECORD)  # without a listing of the folder, for most runs
+    for path in _failed(folder):
+        with suppress(RecordError):
             return read_record(path)
-        except RecordError:
-            continue
     return None
 
 
@@ -190,10 +196,14 @@ def find_records(root: Path) -> Iterator[Path]:
     """The record of every run under `root` that has one, final or of its last failed attempt, in
     the order of their paths.
     """
-    final = {path.parent: path for path in root.rglob(RECORD)}
-    failed = {path.parent for path in root.rglob("failed-*.json")} - set(final)
-    last = {folder: paths[0] for folder in failed if (paths := _failed(folder))}
-    yield from sorted((final | last).values())
+    found: dict[Path, set[str]] = {}
+    for path in root.rglob("*.json"):
+        if path.name == RECORD or FAILED.fullmatch(path.name):
+            found.setdefault(path.parent, set()).add(path.name)
+    yield from sorted(
+        folder / RECORD if RECORD in names else _failed(folder)[0]
+        for folder, names in found.items()
+    )
 
 
 def _fits(value: object, hint: Any) -> bool:

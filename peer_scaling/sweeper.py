@@ -26,11 +26,7 @@ from peer_scaling.cli import CommandTask
 from peer_scaling.config import bind, run_from
 from peer_scaling.data import Corpus, DataConfig
 from peer_scaling.display import run_name
-from peer_scaling.errors import (
-    EXIT_DONE,
-    StudyIncompleteError,
-    UserError,
-)
+from peer_scaling.errors import EXIT_DONE, StudyIncompleteError, UserError
 from peer_scaling.explain import explain
 from peer_scaling.jobs import (
     CellJob,
@@ -161,26 +157,29 @@ class IsoflopSweeper(Sweeper):
         if isinstance(self._launcher, CellSubmitter):
             self._launcher.submit_cells(jobs)
             return []
+        results: list[CellResult] = []
         if self._canary and len(jobs) > 1 and not any_done:
             jobs.remove(canary := min(jobs, key=lambda job: (job.flops, job.state_bytes)))
-            self._run_canary(canary)
-        results = self._run_jobs(jobs)
+            results += self._run_canary(canary)
+        results += self._run_jobs(jobs)
         check_results(results)
         if isinstance(self._task, CommandTask):
             self._task.exit_code = EXIT_DONE  # every cell has its outcome, diverged ones too
         return [result.exit_code for result in results]
 
-    def _run_canary(self, job: CellJob) -> None:
-        """The smallest cell alone: what is wrong with all of them is seen before they start.
+    def _run_canary(self, job: CellJob) -> list[CellResult]:
+        """Run the smallest cell alone: what is wrong with all of them is seen before they start.
 
         Raises:
             StudyIncompleteError: it has no result; no other cell was started.
         """
+        results = self._run_jobs([job])
         try:
-            check_results(self._run_jobs([job]))
+            check_results(results)
         except StudyIncompleteError as error:
             others = "the smallest cell failed, so no other one was started"
             raise StudyIncompleteError(*error.problems, others) from error
+        return results
 
     def _run_jobs(self, jobs: Sequence[CellJob]) -> list[CellResult]:
         """Through a launcher of ours, which knows cells, or any other, which knows overrides."""

@@ -34,7 +34,6 @@ from peer_scaling.preflight import check_disk, check_memory, check_run
 from peer_scaling.prepare import find_prepared, prepare
 from peer_scaling.record import (
     RECORD,
-    TERMINAL,
     RunRecord,
     find_record,
     record_text,
@@ -97,12 +96,12 @@ def run_once(planned: PlannedRun, world: World = ALONE) -> RunRecord:
             leads out of the folder of runs; nothing was started.
     """
     earlier = _earlier_record(planned, world)
-    if not _is_final(earlier):
+    if not (earlier and earlier.is_final):
         world.first(lambda: check_disk([planned]))
         with _claimed(planned, world) as own:
             # Again: another process may have ended it in the meantime.
             earlier = _earlier_record(planned, world)
-            if not _is_final(earlier):
+            if not (earlier and earlier.is_final):
                 return _run_claimed(planned, earlier, world, own)
     assert earlier is not None
     if world.is_first:
@@ -110,10 +109,6 @@ def run_once(planned: PlannedRun, world: World = ALONE) -> RunRecord:
         remove_checkpoints(planned.folder)
     world.meet()
     return earlier
-
-
-def _is_final(record: RunRecord | None) -> bool:
-    return record is not None and record.status in TERMINAL
 
 
 @contextmanager
@@ -154,10 +149,10 @@ def _run_claimed(
             stop.chain()
             raise
         if world.is_first:
-            if record.status in TERMINAL:
+            if record.is_final:
                 remove_checkpoints(planned.folder)
             print(result_line(record), flush=True)
-        if record.status in TERMINAL:
+        if record.is_final:
             world.meet()
     return record
 

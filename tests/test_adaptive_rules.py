@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from choosing import BUDGETS, SIZES, VARIANTS, Oracle, candidates, of, study
@@ -18,6 +18,11 @@ configs = st.builds(
     target_size=st.floats(0.03, 0.5), target_loss=st.floats(0.003, 0.1), ladders=st.floats(1, 4),
     max_seeds=st.integers(1, 6), runs_per_round=st.integers(1, 4),
 )  # fmt: skip
+ALL_OF_IT = Adaptive(
+    SIZES, start=6, spacing=2.0, target_size=0.125, target_loss=0.0625, ladders=1.9, max_seeds=1,
+    runs_per_round=1,
+)  # fmt: skip
+"""Spends its allowance to the last FLOP."""
 infeasible = st.sets(
     st.tuples(st.sampled_from(VARIANTS), st.sampled_from(BUDGETS), st.sampled_from(SIZES)),
     max_size=40,
@@ -26,6 +31,7 @@ infeasible = st.sets(
 
 @settings(deadline=None, max_examples=40)
 @given(oracle=oracles, config=configs, problems=infeasible)
+@example(oracle=Oracle(1.0, 0.03125, set()), config=ALL_OF_IT, problems=set())
 def test_what_every_study_keeps(oracle, config, problems):
     own = candidates(problems)
     decisions = study(oracle, config, own)
@@ -34,7 +40,8 @@ def test_what_every_study_keeps(oracle, config, problems):
     assert {d.action for d in decisions if not d.key} <= {Action.DROP, Action.STOP}
     assert max(Counter(d.key for d in runs).values(), default=1) == 1, "a run was asked for twice"
     assert not {d.key[:3] for d in runs} & problems, "an infeasible size was asked for"
-    allowance = config.ladders * config.start * sum(BUDGETS) * len(VARIANTS)
+    # Rounded once, as the study's own: 1.9 x 6 x ... would come out below 1.9 x (6 x ...).
+    allowance = config.ladders * (config.start * sum(BUDGETS) * len(VARIANTS))
     assert sum(d.budget for d in runs) <= allowance
     dropped = {(d.variant, d.budget, d.size) for d in of(decisions, Action.DROP) if d.size}
     assert dropped == problems

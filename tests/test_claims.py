@@ -3,10 +3,12 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from peer_scaling import claims
+from peer_scaling.cells import write_plan
 from peer_scaling.claims import ClaimConfig, HeldError, claim, find_holder
 from peer_scaling.stop import LostRunError, StopFlag
 
@@ -139,3 +141,9 @@ def test_a_lost_run_stops_at_its_next_step_and_a_signal_does_not_hide_it(tmp_pat
         with pytest.raises(LostRunError):
             stop.check()
     own.release()
+
+
+def test_several_launchers_write_the_plan_of_one_study(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: write_plan([], tmp_path, keep_missing=True), range(200)))
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.csv"]

@@ -230,7 +230,7 @@ def test_a_step_sends_the_bytes_that_the_docstring_says(pair, name, tables):
 
 def test_an_error_on_one_rank_ends_both_and_is_in_the_record(pair):
     """That it ended them is what `pair` has seen."""
-    record = read_record(next((pair / "bad").rglob(RECORD)))
+    record = read_record(next((pair / "bad").rglob("failed-001.json")))
     assert (record.status, record.failure) == ("failed", "out_of_memory")
     assert "rank 1: MemoryError: no room on this rank" in record.reason
 

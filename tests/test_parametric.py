@@ -113,18 +113,18 @@ def test_replicates_are_refits_of_the_resampled_runs(runs, surface):
 
 
 def test_point_fit_and_bootstrap_are_fast(runs):
-    """On one core a fit takes 20 ms and 4,000 exact refits 5 s, which benchmarks/fits.py measures; here
-    other tests run on the same cores, so four times as much is allowed.
+    """On one core: a fit in 20 ms, 4,000 exact refits of 240 runs in 5 s; of the processor's time,
+    since other tests share it.
     """
     times = []
     for _ in range(7):
-        began = time.perf_counter()
+        began = time.process_time()
         fit_loss_surface(*runs)
-        times.append(time.perf_counter() - began)
-    assert min(times) <= 0.080
-    began = time.perf_counter()
+        times.append(time.process_time() - began)
+    assert min(times) <= 0.020
+    began = time.process_time()
     bootstrap = bootstrap_loss_surface(*runs, num_replicates=4000)
-    assert time.perf_counter() - began <= 20.0
+    assert time.process_time() - began <= 5.0
     assert bootstrap.num_converged == 4000
 
 

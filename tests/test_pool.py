@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ import pytest
 from peer_scaling.claims import ClaimConfig, claim
 from peer_scaling.errors import StudyIncompleteError
 from peer_scaling.jobs import CellJob, CellResult, check_results
-from peer_scaling.launcher import CellWork
 from peer_scaling.policy import RETRIED, RetryPolicy
 from peer_scaling.pool import Pool, Slot
 from peer_scaling.publish import write_record
 from peer_scaling.record import FAILURES, RunRecord, find_record
+from peer_scaling.work import CellWork
 
 LEASE = ClaimConfig(lease_seconds=1.0, hang_seconds=1.0)
 
@@ -67,7 +68,7 @@ def test_one_of_several_fails(tmp_path, capsys, how, cause, retried):
     jobs = [job_of(tmp_path, name) for name in names]
     calls = [partial(cell, j.folder, how, 99 if j.name == "r3" else 0) for j in jobs]
     work = CellWork(jobs, calls, RetryPolicy(retries=1, first_seconds=0.1))
-    Pool([Slot(), Slot()], None).run(work, len(jobs))
+    Pool([Slot(), Slot()], None).run(work)
     done = [j.name for j in jobs if (r := find_record(j.folder)) and r.status == "done"]
     assert done == [name for name in names if name != "r3"]
     assert len(list((tmp_path / "r3").glob("start-*"))) == 1 + retried
@@ -77,12 +78,24 @@ def test_one_of_several_fails(tmp_path, capsys, how, cause, retried):
     assert cause in capsys.readouterr().out
 
 
+def test_a_process_that_left_its_run_is_no_hung_one(tmp_path):
+    """It may yet close its tracker."""
+    job = job_of(tmp_path, "a")
+    work = CellWork([job], [partial(int, 0)], RetryPolicy())
+    own = claim(job.folder, ClaimConfig(lease_seconds=0.4, hang_seconds=0.4))
+    assert not work.hangs(0, os.getpid())
+    time.sleep(1.0)
+    assert work.hangs(0, os.getpid())
+    own.release()
+    assert not work.hangs(0, os.getpid())
+
+
 def test_a_transient_failure_is_counted_and_overcome(tmp_path):
     jobs = [job_of(tmp_path, "a")]
     work = CellWork(
         jobs, [partial(cell, jobs[0].folder, "SIGKILL", 2)], RetryPolicy(first_seconds=0.01)
     )
-    Pool([Slot()], None).run(work, 1)
+    Pool([Slot()], None).run(work)
     record = find_record(tmp_path / "a")
     assert (record.status, record.attempts) == ("done", 3)
     assert sorted(p.name for p in (tmp_path / "a").glob("failed-*")) == [
@@ -94,7 +107,7 @@ def test_a_transient_failure_is_counted_and_overcome(tmp_path):
 
 def test_two_pools_share_a_study(tmp_path):
     """Each run is executed once, and both see all results."""
-    context = __import__("multiprocessing").get_context("spawn")
+    context = get_context("spawn")
     pools = [context.Process(target=pool_of, args=(tmp_path, 12)) for _ in range(2)]
     for pool in pools:
         pool.start()
@@ -107,7 +120,7 @@ def test_two_pools_share_a_study(tmp_path):
 def pool_of(root: Path, count: int):
     jobs = [job_of(root, f"r{n}") for n in range(count)]
     work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], RetryPolicy())
-    Pool([Slot()], None, retry_seconds=0.2).run(work, count)
+    Pool([Slot()], None, retry_seconds=0.2).run(work)
     check_results(work.results())
 
 
@@ -132,7 +145,7 @@ def test_memory_limits_how_many_run(tmp_path):
     pool, most = Pool([Slot()] * 3, memory=100), []
     hangs = work.hangs
     work.hangs = lambda n, pid: most.append(len(pool._running)) or hangs(n, pid)
-    pool.run(work, 3)
+    pool.run(work)
     check_results(work.results())
     assert max(most) == 1
 

@@ -29,6 +29,18 @@ def test_a_launch_of_a_part_keeps_the_rest_of_the_plan(tmp_path):
     assert json.loads(status.stdout)["counts"] == {"done": 1, "missing": 7}
 
 
+def test_a_study_with_wandb_is_started_again(tmp_path):
+    """W&B leaves a link to its log in the user's cache in every run's folder."""
+    smoke = ["--config-name", "smoke", "ffw=dense", "size=d8_l2", "tracker=wandb"]
+    assert peer_train(*smoke, folder=tmp_path, WANDB_MODE="offline").returncode == 0
+    assert list(tmp_path.glob("runs/smoke/*/wandb/offline-run-*/*.wandb"))
+    again = peer_train(*smoke, folder=tmp_path, WANDB_MODE="offline")
+    assert (again.returncode, again.stderr) == (0, "")
+    more = peer_train(*smoke, "seed=0,1", folder=tmp_path, WANDB_MODE="offline")
+    assert more.returncode == 0, more.stderr
+    assert more.stdout.count("nats, perplexity") == 1
+
+
 def test_two_labels_for_one_model_are_refused(tmp_path):
     twin = "+hydra.sweeper.variants.twin={ffw: dense}"
     result = peer_train("--config-name", "smoke", twin, folder=tmp_path)

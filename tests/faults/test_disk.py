@@ -235,7 +235,7 @@ def test_a_disk_that_goes_bad_elsewhere(tmp_path, monkeypatch, capsys, label):
         assert "not deleted (Input/output error)" in out
         assert "NOT saved" not in out
     else:
-        assert (record.status, record.failure, exit_code(record)) == ("failed", "error", 1)
+        assert (record.status, record.failure, exit_code(record)) == ("failed", "transient", 1)
         assert "Input/output error" in record.reason
         on_disk = (
             read_record(planned.folder / RECORD) if (planned.folder / RECORD).exists() else None

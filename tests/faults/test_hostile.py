@@ -83,9 +83,9 @@ UNGUARDED = {
     "code ran, module": Case("searchpath", (*FAST, "hydra.searchpath=[pkg://planted_module]")),
     "secret written": Case("reference", (*FAST, "variant=${oc.env:WANDB_API_KEY}")),
     "wrote escaped": Case("folder", (*FAST, "hydra.output_subdir=escaped")),
-    "changed outside/file": Case(
-        "link", (*FAST, "study=own", "save_model=true"), {"outside/file": "untouched"},
-        links={f"runs/own/{planned_id()}/model.tmp": "../../../outside/file"},
+    "changed outside/history.jsonl": Case(
+        "link", (*FAST, "study=own"), {"outside/history.jsonl": "untouched"},
+        links={f"runs/own/{planned_id()}": "../../outside"},
     ),
 }  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_control_without_protection_all_of_it_happens(tmp_path):
 
 
 def test_links_are_not_followed(tmp_path):
-    results, _ = attack([UNGUARDED["changed outside/file"]], tmp_path)
+    results, _ = attack([UNGUARDED["changed outside/history.jsonl"]], tmp_path)
     ((*_, outcome, harms),) = results
     assert harms == []
     assert "leads out of runs; remove it" in outcome["err"]

@@ -75,7 +75,9 @@ def test_killed_at_every_labelled_point(tmp_path, ffw):
 
 def when(label) -> tuple[int, bool]:
     """Where in a run a point is passed; after `publish` of the record it has ended."""
-    order = ("history.", "checkpoint.", "weights.", "record.", "checkpoint.clear")
+    order = (
+        "claim.link", "history.", "checkpoint.", "weights.", "claim.renew", "record.", "checkpoint.clear"
+    )  # fmt: skip
     place = max(n for n, prefix in enumerate(order) if label.startswith(prefix))
     return place, label.endswith(".publish")
 

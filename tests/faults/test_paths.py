@@ -31,6 +31,23 @@ def test_links_may_stay_and_may_not_leave(tmp_path):
         inside(root, "far", "file")
 
 
+def test_what_wandb_left_is_not_looked_into_and_no_way_out(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    left = root / "run" / "wandb" / "offline-run-20260102_030405-dense-d8_l2-1e9-s0-0123abcd"
+    (left / "logs").mkdir(parents=True)
+    outside.mkdir()
+    (left / "logs" / "debug-core.log").symlink_to(outside / "core.log")
+    assert closed_folder(root, "run") == root / "run"
+    (left.parent / "offline-run-20270102_030405-x").symlink_to(outside)
+    with pytest.raises(UserError, match="-x: a link that leads out of"):
+        closed_folder(root, "run")
+    elsewhere = root / "other" / left.name
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "far").symlink_to(outside)
+    with pytest.raises(UserError, match="far: a link that leads out of"):
+        closed_folder(root, "other")
+
+
 def test_the_root_itself_may_be_a_link(tmp_path):
     (tmp_path / "scratch" / "own").mkdir(parents=True)
     (tmp_path / "runs").symlink_to("scratch")

@@ -67,7 +67,7 @@ def test_control_an_unprotected_crash_is_found(tmp_path):
     folder.mkdir()
     result = run("unprotected", FAST, folder, tmp_path / "home")
     names = {Path(place).name for place in find(folder, result.stdout, result.stderr)}
-    assert {"record.json", "error.txt", "text 1"} <= names
+    assert {"failed-001.json", "error.txt", "text 1"} <= names
 
 
 @pytest.mark.parametrize("shift", [b"", b"a", b"api:"])
