@@ -17,7 +17,7 @@ from peer_scaling.slurm import JOB_ID
 
 FOLDER = "slurm"
 LOGS = ".submitit"
-"""Submitit's own folder in the study's: job scripts, logs and its pickles, a folder per array."""
+"""Submitit's own folder in the study's: job scripts, logs and what it sends to jobs, a folder per array."""
 SCHEMA = 1
 
 
