@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from peer_scaling.display import PLAN_COLUMNS, plan_row, seconds_text, table_text
-from peer_scaling.durable import temporary_of
+from peer_scaling.durable import replace_text
 from peer_scaling.errors import UserError
 from peer_scaling.estimate import Estimator
 from peer_scaling.plan import Cell
@@ -27,6 +27,8 @@ class StudyCell:
     """None if the plan refused the cell."""
     record: RunRecord | None
     """Of an earlier attempt, or of the refusal."""
+    refusal_id: str
+    """Name of the folder that holds the record of its refusal, if it is refused."""
 
     @property
     def state(self) -> str:
@@ -39,7 +41,7 @@ class StudyCell:
         return self.planned is not None and not (self.record and self.record.is_final)
 
 
-def summary_line(cells: list[StudyCell]) -> str:
+def summary_line(cells: Sequence[StudyCell]) -> str:
     """How many cells are in which state, the FLOPs that are still to spend, and repeated data."""
     states = [cell.state for cell in cells]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
@@ -51,7 +53,7 @@ def summary_line(cells: list[StudyCell]) -> str:
     return f"{study}: {len(cells)} cells, {', '.join(counts)}{left}{repeats}"
 
 
-def plan_text(cells: list[StudyCell]) -> str:
+def plan_text(cells: Sequence[StudyCell]) -> str:
     """The study's plan as a table, refused cells with their reasons, and the totals."""
     estimator = Estimator()
     rows, refused, total = [], [], 0.0
@@ -68,7 +70,7 @@ def plan_text(cells: list[StudyCell]) -> str:
     return "\n".join([*lines, f"about {seconds_text(total)} of computing for what is missing"])
 
 
-def write_plan(cells: list[StudyCell], folder: Path, *, keep_missing: bool) -> Path:
+def write_plan(cells: Sequence[StudyCell], folder: Path, *, keep_missing: bool) -> Path:
     """Write the plan beside the runs: what `peer-status` compares the records with.
 
     Cells of earlier launches stay in it if they have a record, and with `keep_missing` in any case:
@@ -87,9 +89,7 @@ def write_plan(cells: list[StudyCell], folder: Path, *, keep_missing: bool) -> P
     text = io.StringIO()
     csv.writer(text).writerows([PLAN_HEADER, *rows.values()])
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_of(path)  # another launcher of the study may write its plan just now
-    temporary.write_text(text.getvalue())
-    temporary.replace(path)
+    replace_text(path, text.getvalue())
     return path
 
 

@@ -21,6 +21,7 @@ from peer_scaling.errors import (
     EXIT_FAILED,
     EXIT_REQUEUE,
     EXIT_USAGE,
+    StudyIncompleteError,
     UserError,
     traceback_text,
     without_secrets,
@@ -84,6 +85,8 @@ def run_command(task: Callable[[DictConfig], int], *plugins: type) -> NoReturn:
             _check_flags(sys.argv[1:])
             entry()
     except UserError as error:
+        if isinstance(error, StudyIncompleteError) and error.details:
+            _print_error(without_secrets(error.details))
         _print_problems(error.problems)
         sys.exit(error.exit_code)
     except Exception as error:  # Hydra has no type for some of what it does not accept

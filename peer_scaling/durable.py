@@ -30,6 +30,13 @@ def remove_temporaries(folder: Path) -> None:
                 (folder / name).unlink()
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Make `path` hold `text`, all of it at once, for what can be made again: not synced."""
+    temporary = temporary_of(path)  # another process may write it just now
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def write_atomically(path: Path, text: str, label: str) -> None:
     """Make `path` hold `text`: a reader sees the old content or all of the new one.
 

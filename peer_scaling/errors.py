@@ -35,6 +35,14 @@ class StudyIncompleteError(UserError):
 
     exit_code = EXIT_FAILED
 
+    def __init__(self, *problems: str, details: str = "") -> None:
+        """`details`: a table, shown as it is."""
+        super().__init__(*problems)
+        self.details = details
+
+    def __str__(self) -> str:
+        return "\n".join([self.details, *self.problems])
+
 
 SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASS|PASSWD|PASSWORD|CREDENTIALS?)(_ID)?$", re.I)
 """Ends of the names of environment variables whose values must not be written anywhere."""

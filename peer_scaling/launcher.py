@@ -19,7 +19,7 @@ from peer_scaling.cli import CommandTask, StudiesOnSearchPath, register_plugins
 from peer_scaling.distributed import num_ranks
 from peer_scaling.errors import EXIT_FAILED, UserError
 from peer_scaling.jobs import CellJob, CellLauncher, CellResult
-from peer_scaling.policy import RetryPolicy
+from peer_scaling.policy import FailurePolicy
 from peer_scaling.pool import Pool, Slot, Work
 from peer_scaling.stop import STOP_SIGNALS
 from peer_scaling.work import CallWork, CellWork
@@ -32,19 +32,16 @@ class LocalLauncher(CellLauncher):
     cores.
     """
 
-    def __init__(self, workers: int | None = None, retries: int = 3) -> None:
-        self._workers, self._retries = workers, retries
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra before `launch`."""
         workers = 1 if self._workers is None else self._workers
-        for name, value, least in (("workers", workers, 1), ("retries", self._retries, 0)):
-            if type(value) is not int or not least <= value < MAX_WORKERS:
-                raise UserError(
-                    f"hydra.launcher.{name}={value} must be in {least} to {MAX_WORKERS}"
-                )
+        if type(workers) is not int or not 1 <= workers < MAX_WORKERS:
+            raise UserError(f"hydra.launcher.workers={workers} must be in 1 to {MAX_WORKERS}")
         if (size := num_ranks()) > 1:
             raise UserError(
                 f"WORLD_SIZE={size}: torchrun trains one run on several devices; start a study "
@@ -65,10 +62,10 @@ class LocalLauncher(CellLauncher):
         self._run(work)
         return [_returned(code) for code in work.exit_codes]
 
-    def launch_cells(self, jobs: Sequence[CellJob]) -> list[CellResult]:
+    def launch_cells(self, jobs: Sequence[CellJob], policy: FailurePolicy) -> list[CellResult]:
         """Run all cells, those that fail again by kind of failure; one result per job."""
         calls = [partial(self._job, n, job.overrides) for n, job in enumerate(jobs)]
-        work = CellWork(jobs, calls, RetryPolicy(self._retries))
+        work = CellWork(jobs, calls, policy)
         self._run(work)
         return work.results()
 

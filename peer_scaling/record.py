@@ -28,6 +28,8 @@ REWOUND = "history-rewound.jsonl"
 """Lines of a history that a resumed run wrote again."""
 PLAN = "plan.csv"
 """In a study's folder: its cells, as the last launch planned them."""
+DECISIONS = "decisions.jsonl"
+"""In the folder of a study that chooses its own sizes: what it chose, and why."""
 STATUSES = ("done", "diverged", "failed", "infeasible", "invalid")
 """`done`: trained and evaluated. `diverged`: stopped by a bad loss or gradient. `failed`:
 stopped by anything else, tried again by the next launch. `infeasible`: the plan refused the cell.

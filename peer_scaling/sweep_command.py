@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from peer_scaling.plan_file import read_plan
 from peer_scaling.record import PLAN, TERMINAL, find_record
 from peer_scaling.slurm import SlurmError, TaskState, cancel, task_states
 from peer_scaling.submissions import Submission, log_path, read_submissions
+from peer_scaling.text import aligned
 
 COLUMNS = ("cell", "run", "Slurm job", "state", "node", "reason")
 
@@ -138,17 +139,11 @@ def _text(cells: Sequence[CellStatus]) -> str:
     counts = ", ".join(f"{n} {run}" for run, n in runs.items())
     others = ", ".join(f"{n} {state}" for state, n in jobs.items())
     lines = [
-        *_table([COLUMNS, *map(_row, cells)]),
+        *aligned([COLUMNS, *map(_row, cells)]),
         f"{len(cells)} cells: {counts}{f'; jobs of the others: {others}' if others else ''}",
     ]
     logs = [cell.log for cell in open_cells if cell.log and cell.job and not cell.job.active]
     return "\n".join([*lines, *(f"ended without a result: {log}" for log in logs)])
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(text.ljust(n) for text, n in zip(row, widths, strict=True)).rstrip()
 
 
 def _row(cell: CellStatus) -> tuple[str, ...]:

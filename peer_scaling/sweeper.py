@@ -6,59 +6,49 @@ so any Hydra launcher can run it. Success of a cell is its record, not a return 
 
 import os
 import shlex
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from peer_scaling.candidates import Adaptive
 from peer_scaling.cells import StudyCell, plan_text, summary_line, write_plan
 from peer_scaling.cli import CommandTask
-from peer_scaling.config import bind, run_from
-from peer_scaling.data import Corpus, DataConfig
+from peer_scaling.config import bind
 from peer_scaling.display import run_name
-from peer_scaling.errors import EXIT_DONE, StudyIncompleteError, UserError
-from peer_scaling.explain import explain
-from peer_scaling.jobs import (
-    CellJob,
-    CellLauncher,
-    CellResult,
-    CellSubmitter,
-    check_results,
-    result_of,
-)
-from peer_scaling.paths import closed_folder
-from peer_scaling.plan import Cell, InfeasibleError, Study, enumerate_cells, restrict
-from peer_scaling.planned import infeasible_record, plan_run
-from peer_scaling.preflight import (
-    check_disk,
-    check_machine,
-    check_micro_batch,
-    problems_of,
-    state_bytes,
-)
-from peer_scaling.prepare import find_prepared, prepare
-from peer_scaling.publish import write_record
-from peer_scaling.record import RECORD, find_record
-from peer_scaling.run import Run
+from peer_scaling.errors import EXIT_DONE, UserError
+from peer_scaling.jobs import CellJob, CellResult, CellSubmitter, check_results, failure_table
+from peer_scaling.launching import Launching
+from peer_scaling.plan import Study, enumerate_cells, restrict
+from peer_scaling.policy import FailurePolicy
+from peer_scaling.preflight import check_disk, state_bytes
+from peer_scaling.rounds import rounds
+from peer_scaling.study_cells import CellPlanner, update_refusals
 
 AXES = ("variant", "ffw", "size", "budget", "seed")
 
 
 class IsoflopSweeper(Sweeper):
-    """Hydra plugin: enumerates a study's cells, skips what is done, launches the rest."""
+    """Hydra plugin: enumerates a study's cells or chooses them, skips what is done, launches the
+    rest.
+    """
 
-    def __init__(self, canary: bool = True, **study: Any) -> None:
-        self._canary, self._values = canary, study
+    def __init__(
+        self,
+        canary: bool = True,
+        retries: int = 3,
+        on_failure: str = "continue",
+        adaptive: Any = None,
+        **study: Any,
+    ) -> None:
+        self._canary, self._adaptive_values, self._values = canary, adaptive, study
+        self._policy_values = {"retries": retries, "on_failure": on_failure}
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -68,12 +58,18 @@ class IsoflopSweeper(Sweeper):
         Raises:
             UserError: the study is not one.
         """
-        self._study = _study(self._values)
+        problems: list[str] = []
+        policy = bind(FailurePolicy, self._policy_values, "hydra.sweeper.", problems)
+        self._adaptive = _adaptive(_plain(self._adaptive_values), problems)
+        self._study = _study(self._values, self._adaptive, problems)
+        if problems:
+            raise UserError(*problems)
         self._config, self._loader = config, hydra_context.config_loader
         self._task = task_function
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self._launching = Launching(self._launcher, policy, self._canary)
 
     def sweep(self, arguments: list[str]) -> list[int]:
         """Run the study, restricted and overridden by the command line's arguments.
@@ -86,107 +82,73 @@ class IsoflopSweeper(Sweeper):
             StudyIncompleteError: a cell ended without a result.
         """
         parser = OverridesParser.create(config_loader=self._loader)
-        axes, fixed = split_arguments(parser.parse_overrides(arguments))
-        cells = enumerate_cells(restrict(self._study, axes))
-        runs = self._runs(cells, fixed)
-        settings = runs[0].settings
-        closed_folder(Path(settings.runs_dir), settings.study)
-        corpora = _corpora(runs, may_stream=not settings.dry_run)
-        planned = [_plan(c, r, corpora[r.data]) for c, r in zip(cells, runs, strict=True)]
-        _refuse_twins(planned)
-        if settings.dry_run:
-            print(plan_text(planned))
+        axes, self._fixed = split_arguments(parser.parse_overrides(arguments))
+        planner = CellPlanner(self._config, self._loader, self._fixed)
+        if self._adaptive and "size" not in axes:
+            results = self._sweep_in_rounds(self._adaptive, axes, planner)
+        else:
+            cells = planner.plan(enumerate_cells(restrict(self._study, axes)))
+            results = self._run(cells, keep_missing=bool(axes))
+        check_results(results)
+        if table := failure_table(results):
+            print(table, flush=True)
+        if results and isinstance(self._task, CommandTask):
+            self._task.exit_code = EXIT_DONE  # every cell has its outcome, diverged ones too
+        return [result.exit_code for result in results]
+
+    def _sweep_in_rounds(
+        self, adaptive: Adaptive, axes: Iterable[str], planner: CellPlanner
+    ) -> list[CellResult]:
+        """Round after round, until nothing more is chosen or one cannot be run to its end."""
+        if axes:
+            raise UserError(
+                f"{', '.join(axes)}: this study chooses its cells, evenly over all its variants; "
+                f"give size= as well to run certain cells, or change hydra.sweeper"
+            )
+        results: list[CellResult] = []
+        for present in rounds(adaptive, self._study, planner):
+            if present.cells and not present.is_open:
+                continue  # an earlier launch ran it
+            if not (present.cells or present.earlier):
+                raise UserError(*present.endings())
+            print(present.text(), flush=True)
+            if not present.dry_run:
+                present.write_decisions()
+            results += self._run([*present.earlier, *present.cells], keep_missing=True)
+            if self._launching.halted or present.dry_run or self._hands_over:
+                break
+        return results
+
+    @property
+    def _hands_over(self) -> bool:
+        return isinstance(self._launcher, CellSubmitter)
+
+    def _run(self, cells: Sequence[StudyCell], *, keep_missing: bool) -> list[CellResult]:
+        """Show the plan; unless that is all that is asked for, write it and run what is missing."""
+        if cells[0].run.settings.dry_run:
+            print(plan_text(cells))
             return []
-        self._check_disk(planned)
-        _update_refusals(planned, corpora)
-        write_plan(planned, runs[0].study_folder, keep_missing=bool(axes))
-        print(summary_line(planned), flush=True)
-        return self._launch(planned, fixed)
+        missing = [cell for cell in cells if cell.to_run]
+        self._check_disk(missing)
+        update_refusals(cells)
+        write_plan(cells, cells[0].run.study_folder, keep_missing=keep_missing)
+        print(summary_line(cells), flush=True)
+        study = ["peer-train", "--config-name", str(self._config.hydra.job.config_name)]
+        command = shlex.join([*study, *self._fixed])
+        jobs = [_job(cell, self._fixed, command) for cell in missing]
+        if not jobs:
+            return []
+        if isinstance(self._launcher, CellSubmitter):
+            self._launcher.submit_cells(jobs)
+            return []
+        return self._launching.run(jobs, any_done=any(cell.state == "done" for cell in cells))
 
-    def _runs(self, cells: Sequence[Cell], fixed: list[str]) -> list[Run]:
-        """The run of every cell; the problems of all of them in one error.
-
-        Hydra takes 0.1 s to compose a configuration: cells that differ in budget and seed only
-        share one, resolved anew for each.
-        """
-        composed: dict[tuple[str, str], DictConfig] = {}
-        runs: list[Run] = []
-        problems: list[str] = []
-        refused: dict[str, tuple[Exception, list[str]]] = {}
-        for cell in cells:
-            model = (cell.variant, cell.size)
-            if model not in composed:
-                own = [*cell.overrides(), *fixed]
-                try:
-                    composed[model] = self._loader.load_sweep_config(self._config, own)
-                except (HydraException, OmegaConfBaseException) as error:
-                    refused.setdefault(str(error), (error, own))
-                    continue
-            config = composed[model]
-            config.budget, config.seed = cell.budget, cell.seed
-            problems += problems_of(lambda config=config: runs.append(run_from(config)))
-        for error, own in refused.values():
-            problems += self._explain(error, own)
-        problems += [*check_machine(runs), *check_micro_batch(runs)]
-        if problems:
-            raise UserError(*dict.fromkeys(problems))
-        return runs
-
-    def _check_disk(self, cells: list[StudyCell]) -> None:
-        missing = [cell.planned for cell in cells if cell.planned and cell.to_run]
+    def _check_disk(self, cells: Sequence[StudyCell]) -> None:
+        missing = [cell.planned for cell in cells if cell.planned]
         launcher = self._config.hydra.launcher
         together = launcher.get("workers") or launcher.get("array_parallelism") or os.cpu_count()
         if missing:
             check_disk(missing, int(together or 1))
-
-    def _explain(self, error: Exception, overrides: list[str]) -> list[str]:
-        """What Hydra did not accept of a cell."""
-        name = self._config.hydra.job.config_name
-        own = [*self._config.hydra.overrides.hydra, *overrides]
-        return explain(error, self._loader, name, own)
-
-    def _launch(self, cells: list[StudyCell], fixed: list[str]) -> list[int]:
-        any_done = any(cell.state == "done" for cell in cells)
-        missing = [cell for cell in cells if cell.to_run]
-        if not missing:
-            return []
-        # Long runs first: the last ones to end are then short and leave no core idle.
-        missing.sort(key=lambda cell: -cell.run.settings.budget)
-        study = ["peer-train", "--config-name", str(self._config.hydra.job.config_name), *fixed]
-        jobs = [_job(cell, fixed, shlex.join(study)) for cell in missing]
-        if isinstance(self._launcher, CellSubmitter):
-            self._launcher.submit_cells(jobs)
-            return []
-        results: list[CellResult] = []
-        if self._canary and len(jobs) > 1 and not any_done:
-            jobs.remove(canary := min(jobs, key=lambda job: (job.flops, job.state_bytes)))
-            results += self._run_canary(canary)
-        results += self._run_jobs(jobs)
-        check_results(results)
-        if isinstance(self._task, CommandTask):
-            self._task.exit_code = EXIT_DONE  # every cell has its outcome, diverged ones too
-        return [result.exit_code for result in results]
-
-    def _run_canary(self, job: CellJob) -> list[CellResult]:
-        """Run the smallest cell alone: what is wrong with all of them is seen before they start.
-
-        Raises:
-            StudyIncompleteError: it has no result; no other cell was started.
-        """
-        results = self._run_jobs([job])
-        try:
-            check_results(results)
-        except StudyIncompleteError as error:
-            others = "the smallest cell failed, so no other one was started"
-            raise StudyIncompleteError(*error.problems, others) from error
-        return results
-
-    def _run_jobs(self, jobs: Sequence[CellJob]) -> list[CellResult]:
-        """Through a launcher of ours, which knows cells, or any other, which knows overrides."""
-        if isinstance(self._launcher, CellLauncher):
-            return self._launcher.launch_cells(jobs)
-        returns = self._launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
-        return [result_of(job, returned) for job, returned in zip(jobs, returns, strict=True)]
 
 
 def split_arguments(overrides: Iterable[Override]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -212,57 +174,6 @@ def split_arguments(overrides: Iterable[Override]) -> tuple[dict[str, tuple[str,
     return axes, fixed
 
 
-def _corpora(runs: list[Run], *, may_stream: bool) -> dict[DataConfig, Corpus | None]:
-    """The corpora that a study's runs read, each prepared once for the longest run.
-
-    Without `may_stream`, a corpus that has yet to come over a network is None.
-    """
-    tokens: dict[DataConfig, int] = {}
-    for run in runs:
-        try:
-            needed = plan_run(run, None).plan.tokens
-        except InfeasibleError:
-            needed = 0
-        tokens[run.data] = max(needed, tokens.get(run.data, 0))
-    return {
-        data: prepare(data, needed) if may_stream else find_prepared(data)
-        for data, needed in tokens.items()
-    }
-
-
-def _update_refusals(cells: list[StudyCell], corpora: Mapping[DataConfig, Corpus | None]) -> None:
-    """Write the records of refused cells; remove those of cells that are refused no longer."""
-    for cell in cells:
-        refusal = infeasible_record(cell.run, corpora[cell.run.data], "")
-        folder = cell.run.study_folder / refusal.run_id
-        if cell.planned is None and cell.record:
-            write_record(cell.record, folder)
-        elif (folder / RECORD).exists():
-            shutil.rmtree(folder)
-
-
-def _plan(cell: Cell, run: Run, corpus: Corpus | None) -> StudyCell:
-    try:
-        planned = plan_run(run, corpus)
-    except InfeasibleError as error:
-        return StudyCell(cell, run, None, infeasible_record(run, corpus, str(error)))
-    return StudyCell(cell, run, planned, find_record(planned.folder))
-
-
-def _refuse_twins(cells: list[StudyCell]) -> None:
-    """Raise if two labels stand for one model: it would be trained twice, in one folder."""
-    labels: dict[str, str] = {}
-    problems = {}
-    for cell in cells:
-        if cell.planned:
-            own = cell.cell.variant
-            first = labels.setdefault(cell.planned.run_id, own)
-            if first != own:
-                problems[first, own] = f"variants {first} and {own} are the same model; drop one"
-    if problems:
-        raise UserError(*problems.values())
-
-
 def _job(cell: StudyCell, fixed: list[str], study: str) -> CellJob:
     planned = cell.planned
     assert planned is not None
@@ -283,15 +194,37 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _study(values: Mapping[str, Any]) -> Study:
-    """The study that `hydra.sweeper` describes: a variant without settings may be null there."""
-    problems: list[str] = []
+def _adaptive(values: Any, problems: list[str]) -> Adaptive | None:
+    if values is None:
+        return None
+    if not isinstance(values, Mapping):
+        problems.append(f"hydra.sweeper.adaptive={values} must be keys with values, or null")
+        return None
+    return bind(Adaptive, values, "hydra.sweeper.adaptive.", problems)
+
+
+def _study(values: Mapping[str, Any], adaptive: Adaptive | None, problems: list[str]) -> Study:
+    """The study that `hydra.sweeper` describes: a variant without settings may be null there, and
+    one that chooses its sizes says at which budgets only.
+    """
     values = {name: _plain(value) for name, value in values.items()}
     variants = values.get("variants")
     if isinstance(variants, Mapping):
         own = {str(label): {} if given is None else given for label, given in variants.items()}
         values = {**values, "variants": own}
-    study = bind(Study, values, "hydra.sweeper.", problems)
-    if problems:
-        raise UserError(*problems)
-    return study
+    if adaptive:
+        values = _with_sizes(values, adaptive, problems)
+    return bind(Study, values, "hydra.sweeper.", problems)
+
+
+def _with_sizes(
+    values: Mapping[str, Any], adaptive: Adaptive, problems: list[str]
+) -> dict[str, Any]:
+    ladder = values.get("ladder")
+    rungs = ladder if isinstance(ladder, list) else []
+    if any(isinstance(rung, Mapping) and "sizes" in rung for rung in rungs):
+        problems.append("hydra.sweeper.ladder: sizes are chosen from adaptive.sizes; remove them")
+    if values.get("seeds", [0]) != [0]:
+        problems.append(f"hydra.sweeper.seeds={values['seeds']}: seeds are chosen; remove it")
+    sized = [{**rung, "sizes": list(adaptive.sizes)} for rung in rungs if isinstance(rung, Mapping)]
+    return {**values, "ladder": sized or ladder, "seeds": [0]}

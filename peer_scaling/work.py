@@ -8,7 +8,7 @@ from typing import final
 from peer_scaling.claims import find_holder
 from peer_scaling.errors import EXIT_FAILED, EXIT_REQUEUE
 from peer_scaling.jobs import CellJob, CellResult
-from peer_scaling.policy import RetryPolicy
+from peer_scaling.policy import FailurePolicy
 from peer_scaling.pool import Work
 from peer_scaling.publish import write_record
 from peer_scaling.record import RunRecord, find_record
@@ -28,18 +28,26 @@ class CellWork(Work):
     """Work of a pool: cells of a study, with their folders."""
 
     def __init__(
-        self, jobs: Sequence[CellJob], calls: Sequence[Callable[[], int]], policy: RetryPolicy
+        self, jobs: Sequence[CellJob], calls: Sequence[Callable[[], int]], policy: FailurePolicy
     ) -> None:
         super().__init__(calls)
         self._jobs, self._policy = jobs, policy
         self._retries = [0] * len(jobs)
         self._known = [_attempts(find_record(job.folder)) for job in jobs]
         self._errors = [""] * len(jobs)
+        self._over = [False] * len(jobs)
+        """Whether it has ended for good."""
+        self._failed = False
 
     def results(self) -> list[CellResult]:
         """How each cell ended."""
-        ends = zip(self._jobs, self.exit_codes, self._errors, strict=True)
+        ends = zip(self._jobs, self.exit_codes, self._errors, self._over, strict=True)
         return [CellResult(*end) for end in ends]
+
+    @property
+    def stopped(self) -> bool:
+        """Once a cell has failed for good, if the policy is to stop then."""
+        return self._failed and self._policy.stops
 
     def ready(self, number: int) -> bool:
         """Not while another launcher's process has the run."""
@@ -61,8 +69,7 @@ class CellWork(Work):
         self._errors[number] = error
         record = find_record(job.folder)
         if record and record.is_final:
-            self.exit_codes[number] = max(exit_code, 0)
-            return None
+            return self._end(number, max(exit_code, 0))
         if exit_code == EXIT_REQUEUE and not self.ready(number):
             return 1.0  # another launcher's: not a failure, and looked at again
         if not error and _attempts(record) == self._known[number]:
@@ -71,14 +78,17 @@ class CellWork(Work):
         failure = "error" if error else record and record.failure
         delay = self._policy.delay(failure, self._retries[number])
         reason = error or (record and record.reason)
-        if delay is None:
+        if delay is None or self.stopped:
             print(f"{job.name}: failed, {reason}", flush=True)
-            self.exit_codes[number] = exit_code or EXIT_FAILED
-            return None
+            self._failed = True
+            return self._end(number, exit_code or EXIT_FAILED)
         self._retries[number] += 1
         tries = f"{self._retries[number]} of {self._policy.retries}"
         print(f"{job.name}: failed, {reason}; retry {tries} in {delay:.0f} s", flush=True)
         return delay
+
+    def _end(self, number: int, exit_code: int) -> None:
+        self.exit_codes[number], self._over[number] = exit_code, True
 
 
 def _attempts(record: RunRecord | None) -> int:

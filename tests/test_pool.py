@@ -12,7 +12,7 @@ import pytest
 from peer_scaling.claims import ClaimConfig, claim
 from peer_scaling.errors import EXIT_FAILED, StudyIncompleteError
 from peer_scaling.jobs import CellJob, CellResult, check_results
-from peer_scaling.policy import RETRIED, RetryPolicy
+from peer_scaling.policy import RETRIED, FailurePolicy
 from peer_scaling.pool import Pool, Slot, Work
 from peer_scaling.publish import write_record
 from peer_scaling.record import FAILURES, RunRecord, find_record
@@ -67,7 +67,7 @@ def test_one_of_several_fails(tmp_path, capsys, how, cause, retried):
     names = [f"r{n}" for n in range(8)]
     jobs = [job_of(tmp_path, name) for name in names]
     calls = [partial(cell, j.folder, how, 99 if j.name == "r3" else 0) for j in jobs]
-    work = CellWork(jobs, calls, RetryPolicy(retries=1, first_seconds=0.1))
+    work = CellWork(jobs, calls, FailurePolicy(retries=1, first_seconds=0.1))
     Pool([Slot(), Slot()], None).run(work)
     done = [j.name for j in jobs if (r := find_record(j.folder)) and r.status == "done"]
     assert done == [name for name in names if name != "r3"]
@@ -81,7 +81,7 @@ def test_one_of_several_fails(tmp_path, capsys, how, cause, retried):
 def test_a_process_that_left_its_run_is_no_hung_one(tmp_path):
     """It may yet close its tracker."""
     job = job_of(tmp_path, "a")
-    work = CellWork([job], [partial(int, 0)], RetryPolicy())
+    work = CellWork([job], [partial(int, 0)], FailurePolicy())
     own = claim(job.folder, ClaimConfig(lease_seconds=0.4, hang_seconds=0.4))
     assert not work.hangs(0, os.getpid())
     time.sleep(1.0)
@@ -93,7 +93,7 @@ def test_a_process_that_left_its_run_is_no_hung_one(tmp_path):
 def test_a_transient_failure_is_counted_and_overcome(tmp_path):
     jobs = [job_of(tmp_path, "a")]
     work = CellWork(
-        jobs, [partial(cell, jobs[0].folder, "SIGKILL", 2)], RetryPolicy(first_seconds=0.01)
+        jobs, [partial(cell, jobs[0].folder, "SIGKILL", 2)], FailurePolicy(first_seconds=0.01)
     )
     Pool([Slot()], None).run(work)
     record = find_record(tmp_path / "a")
@@ -119,7 +119,7 @@ def test_two_pools_share_a_study(tmp_path):
 
 def pool_of(root: Path, count: int):
     jobs = [job_of(root, f"r{n}") for n in range(count)]
-    work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], RetryPolicy())
+    work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], FailurePolicy())
     Pool([Slot()], None, retry_seconds=0.2).run(work)
     check_results(work.results())
 
@@ -141,7 +141,7 @@ def slow_cell(folder):
 
 def test_memory_limits_how_many_run(tmp_path):
     jobs = [CellJob((), n, n, tmp_path / n, 1.0, 60, fields(n), "") for n in "abc"]
-    work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], RetryPolicy())
+    work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], FailurePolicy())
     pool, most = Pool([Slot()] * 3, memory=100), []
     hangs = work.hangs
     work.hangs = lambda n, pid: most.append(len(pool._running)) or hangs(n, pid)
@@ -183,7 +183,7 @@ def test_work_that_stopped_starts_no_further_piece(tmp_path):
 
 
 def test_the_policy_is_by_kind():
-    policy = RetryPolicy(retries=3, first_seconds=5)
+    policy = FailurePolicy(retries=3, first_seconds=5)
     assert [policy.delay("transient", n) for n in range(4)] == [5, 20, 80, None]
     assert {k for k in FAILURES if policy.delay(k, 0) is not None} == set(RETRIED)
     assert (

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -221,9 +222,10 @@ def test_a_failed_cell_is_named_with_the_command_that_repeats_it(tmp_path):
     (run / "history.jsonl").mkdir()  # the history cannot be opened
     result = peer_train("--config-name", "smoke", "ffw=dense", folder=tmp_path)
     assert result.returncode == 1
-    assert "failed after step 0: IsADirectoryError" in result.stderr
-    assert (
-        "again with: peer-train --config-name smoke variant=dense size=d8_l2 budget=2e9 seed=0"
-        in (result.stderr)
-    )
+    header, row, error = result.stderr.splitlines()
+    assert header.split("  ")[0] == "run"
+    assert re.match(r"dense-d8_l2-2e9-s0-\w+ +failed +1 +0 +IsADirectoryError: ", row)
+    command = "  peer-train --config-name smoke variant=dense size=d8_l2 budget=2e9 seed=0"
+    assert row.endswith(command)
+    assert error.startswith("error: 1 of 2 cells have no result; the same command starts them")
     assert "dense d12_l2 2e9 s0: loss" in result.stdout, "the other cell ran"
