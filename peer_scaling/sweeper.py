@@ -60,8 +60,9 @@ class IsoflopSweeper(Sweeper):
         """
         problems: list[str] = []
         policy = bind(FailurePolicy, self._policy_values, "hydra.sweeper.", problems)
-        self._adaptive = _adaptive(_plain(self._adaptive_values), problems)
-        self._study = _study(self._values, self._adaptive, problems)
+        chosen = _plain(self._adaptive_values)
+        self._adaptive = _adaptive(chosen, problems)
+        self._study = _study(self._values, chosen, problems)
         if problems:
             raise UserError(*problems)
         self._config, self._loader = config, hydra_context.config_loader
@@ -203,7 +204,7 @@ def _adaptive(values: Any, problems: list[str]) -> Adaptive | None:
     return bind(Adaptive, values, "hydra.sweeper.adaptive.", problems)
 
 
-def _study(values: Mapping[str, Any], adaptive: Adaptive | None, problems: list[str]) -> Study:
+def _study(values: Mapping[str, Any], chosen: Any, problems: list[str]) -> Study:
     """The study that `hydra.sweeper` describes: a variant without settings may be null there, and
     one that chooses its sizes says at which budgets only.
     """
@@ -212,19 +213,15 @@ def _study(values: Mapping[str, Any], adaptive: Adaptive | None, problems: list[
     if isinstance(variants, Mapping):
         own = {str(label): {} if given is None else given for label, given in variants.items()}
         values = {**values, "variants": own}
-    if adaptive:
-        values = _with_sizes(values, adaptive, problems)
+    if isinstance(chosen, Mapping) and isinstance(values.get("ladder"), list):
+        values = _with_sizes(values, chosen.get("sizes"), problems)
     return bind(Study, values, "hydra.sweeper.", problems)
 
 
-def _with_sizes(
-    values: Mapping[str, Any], adaptive: Adaptive, problems: list[str]
-) -> dict[str, Any]:
-    ladder = values.get("ladder")
-    rungs = ladder if isinstance(ladder, list) else []
-    if any(isinstance(rung, Mapping) and "sizes" in rung for rung in rungs):
+def _with_sizes(values: Mapping[str, Any], sizes: Any, problems: list[str]) -> dict[str, Any]:
+    rungs = [rung for rung in values["ladder"] if isinstance(rung, Mapping)]
+    if any("sizes" in rung for rung in rungs):
         problems.append("hydra.sweeper.ladder: sizes are chosen from adaptive.sizes; remove them")
     if values.get("seeds", [0]) != [0]:
         problems.append(f"hydra.sweeper.seeds={values['seeds']}: seeds are chosen; remove it")
-    sized = [{**rung, "sizes": list(adaptive.sizes)} for rung in rungs if isinstance(rung, Mapping)]
-    return {**values, "ladder": sized or ladder, "seeds": [0]}
+    return {**values, "ladder": [{**rung, "sizes": sizes} for rung in rungs], "seeds": [0]}
