@@ -36,6 +36,11 @@ class Work(ABC):
         self.exit_codes = [EXIT_FAILED] * len(calls)
         """As far as the pieces have ended for good."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether no further piece is to be started; those that run end as they would."""
+        return False
+
     @abstractmethod
     def ended(self, number: int, exit_code: int, error: str, hung: bool) -> float | None:
         """Told when a piece ended; the seconds after which it is to be started again, or None."""
@@ -95,6 +100,8 @@ class Pool:
         alive, held = self._context.Pipe(duplex=False)
         try:
             while waiting or self._running:
+                if work.stopped:
+                    waiting.clear()
                 self._start(work, waiting, alive)
                 self._collect(work, waiting, progress)
         finally:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from peer_scaling.claims import ClaimConfig, claim
-from peer_scaling.errors import StudyIncompleteError
+from peer_scaling.errors import EXIT_FAILED, StudyIncompleteError
 from peer_scaling.jobs import CellJob, CellResult, check_results
 from peer_scaling.policy import RETRIED, RetryPolicy
-from peer_scaling.pool import Pool, Slot
+from peer_scaling.pool import Pool, Slot, Work
 from peer_scaling.publish import write_record
 from peer_scaling.record import FAILURES, RunRecord, find_record
 from peer_scaling.work import CellWork
@@ -148,6 +148,38 @@ def test_memory_limits_how_many_run(tmp_path):
     pool.run(work)
     check_results(work.results())
     assert max(most) == 1
+
+
+class StopsAtFailure(Work):
+    """Stops at the first piece that fails, and would try it again."""
+
+    failed = False
+
+    @property
+    def stopped(self):
+        return self.failed
+
+    def ended(self, number, exit_code, error, hung):
+        self.exit_codes[number] = exit_code
+        self.failed = self.failed or exit_code != 0
+        return 0.0 if exit_code else None
+
+
+def touch(folder, name, seconds, code):
+    (folder / f"{name}-started").touch()
+    time.sleep(seconds)
+    (folder / f"{name}-ended").touch()
+    return code
+
+
+def test_work_that_stopped_starts_no_further_piece(tmp_path):
+    """What runs ends, what waits is dropped, retries too."""
+    pieces = (("a", 0.0, 1), ("b", 0.6, 0), ("c", 0.0, 0), ("d", 0.0, 0))
+    work = StopsAtFailure([partial(touch, tmp_path, *piece) for piece in pieces])
+    Pool([Slot(), Slot()], None).run(work)
+    names = ["a-ended", "a-started", "b-ended", "b-started"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert work.exit_codes == [1, 0, EXIT_FAILED, EXIT_FAILED]
 
 
 def test_the_policy_is_by_kind():
