@@ -154,7 +154,7 @@ def test_it_is_right_at_every_moment_of_a_launch(tmp_path):
     assert all(sum(count.values()) == 20 for count in counts)
     done = [count["done"] for count in counts]
     assert done == sorted(done)
-    assert max(count["running"] for count in counts) == 2
+    assert 1 <= max(count["running"] for count in counts) <= 2
     assert not set.union(*map(set, counts)) - {
         "done",
         "failed",
