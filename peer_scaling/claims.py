@@ -68,10 +68,20 @@ class Holder:
     released: bool = False
     """Whether its holder has left the run."""
 
+    def __post_init__(self) -> None:
+        texts = all(isinstance(text, str) for text in (self.host, self.machine, self.born))
+        if not (texts and type(self.pid) is int and isinstance(self.lease_seconds, int | float)):
+            raise TypeError("not what a claim holds")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether its holder neither left the run nor is seen to be gone."""
+        return not (self.released or self._is_gone())
+
     @property
     def is_live(self) -> bool:
-        """Whether the run is its holder's: a process that is seen to be gone holds nothing."""
-        return not (self.released or self.is_silent or self._is_gone())
+        """Whether the run is its holder's."""
+        return self.is_held and not self.is_silent
 
     @property
     def is_silent(self) -> bool:
@@ -102,7 +112,7 @@ def find_holder(folder: Path, now: float | None = None) -> Holder | None:
         path = _path(folder, token)
         try:
             # Opened first: that is what makes an NFS client ask the server.
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_open_file) as file:
                 mtime = os.fstat(file.fileno()).st_mtime
                 values = json.loads(file.read())
             known = {"token": token, "age": now - mtime, "released": mtime == RELEASED}
@@ -219,6 +229,11 @@ class Claim:
 
 def _path(folder: Path, token: int) -> Path:
     return folder / f"claim-{token:06d}.json"
+
+
+def _open_file(path: str, flags: int) -> int:
+    """No link and, without waiting for somebody to write to it, no pipe: what is stored is data."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _tokens(folder: Path) -> list[int]:

@@ -1,26 +1,23 @@
 """`hydra/launcher: local`: cells of a study side by side on this machine, a process for each."""
 
-import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
-from peer_scaling import machine
 from peer_scaling.cli import CommandTask, StudiesOnSearchPath, register_plugins
 from peer_scaling.distributed import num_ranks
 from peer_scaling.errors import EXIT_FAILED, UserError
 from peer_scaling.jobs import CellJob, CellLauncher, CellResult
 from peer_scaling.policy import FailurePolicy
-from peer_scaling.pool import Pool, Slot, Work
+from peer_scaling.pool import Pool, Work
+from peer_scaling.slots import make_slots
 from peer_scaling.stop import STOP_SIGNALS
 from peer_scaling.work import CallWork, CellWork
 
@@ -70,34 +67,19 @@ class LocalLauncher(CellLauncher):
         return work.results()
 
     def _run(self, work: Work) -> None:
-        memory = machine.available_bytes(torch.device("cpu"))
+        threads = self._config.threads
+        slots = make_slots(str(self._config.device), threads and int(threads), self._workers)
         with _signals_interrupt(), tqdm(total=len(work.calls), unit="cell", disable=None) as bar:
-            Pool(self._slots(), memory).run(work, bar.update)
+            Pool(slots).run(work, bar.update)
         if isinstance(self._task, CommandTask):
             codes = (code if code >= 0 else EXIT_FAILED for code in work.exit_codes)
             self._task.exit_code = max([self._task.exit_code, *codes])
-
-    def _slots(self) -> list[Slot]:
-        gpus = _gpus(str(self._config.device))
-        cores = max(1, available_cores() // int(self._config.threads or 1))
-        number = self._workers or len(gpus) or cores
-        if not gpus:
-            return [Slot()] * number
-        return [Slot({"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]}) for n in range(number)]
 
 
 def _returned(exit_code: int) -> JobReturn:
     result = JobReturn(status=JobStatus.COMPLETED)
     result.return_value = exit_code if exit_code >= 0 else EXIT_FAILED
     return result
-
-
-def _gpus(device: str) -> list[str]:
-    """Names of the GPUs that runs are spread over; none if they are to run elsewhere."""
-    if device not in ("auto", "cuda") or not torch.cuda.device_count():
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
 
 
 class LocalJob:
@@ -148,10 +130,3 @@ def _signals_interrupt() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def available_cores() -> int:
-    """Cores that this process may use, in a container or job fewer than there are."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
@@ -51,9 +52,16 @@ class Work(ABC):
         return True
 
     def memory(self, number: int) -> int:
-        """Bytes that it needs at least."""
+        """Bytes of its device's memory that it needs at least."""
         del number
         return 0
+
+    def alone(self, number: int) -> bool:
+        """Whether it is to run while no other does: one that the system killed for its memory. Such
+        pieces wait until nothing else can be started, so that no slot is idle for them before.
+        """
+        del number
+        return False
 
     def hangs(self, number: int, pid: int) -> bool:
         """Whether it has given no sign of life for too long."""
@@ -67,6 +75,10 @@ class Slot:
 
     environment: dict[str, str] = field(default_factory=dict)
     """As CUDA_VISIBLE_DEVICES, set before anything of the run is there."""
+    device: str = "cpu"
+    """Slots of one device share its memory."""
+    memory: int | None = None
+    """Bytes that runs on the device may need together, if that is known."""
 
 
 @dataclass
@@ -78,15 +90,21 @@ class _Running:
     hung: bool = False
 
 
+def process_context() -> ForkServerContext:
+    """Where processes come from."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
 @final
 class Pool:
     """Runs pieces of work side by side, the first ones first."""
 
-    def __init__(self, slots: Sequence[Slot], memory: int | None, retry_seconds: float = 2) -> None:
-        """`memory`: bytes that the runs may need together, if that is known."""
-        self._context = get_context("forkserver")
-        self._context.set_forkserver_preload(list(PRELOADED))
-        self._slots, self._memory, self._retry_seconds = list(slots), memory, retry_seconds
+    def __init__(self, slots: Sequence[Slot], retry_seconds: float = 2) -> None:
+        """`retry_seconds`: between questions whether a piece is ready."""
+        self._context = process_context()
+        self._free, self._retry_seconds = list(slots), retry_seconds
         self._running: dict[int, _Running] = {}
 
     def run(self, work: Work, progress: Callable[[], Any] = int) -> None:
@@ -111,26 +129,34 @@ class Pool:
 
     def _start(self, work: Work, waiting: list[tuple[float, int]], alive: Connection) -> None:
         later = []
-        while waiting and self._slots and waiting[0][0] <= time.monotonic():
+        while waiting and self._free and waiting[0][0] <= time.monotonic():
             at, number = heapq.heappop(waiting)
-            if not self._fits(work, number):
+            slot = self._slot(work, number)
+            if not slot:
                 later.append((at, number))
             elif not work.ready(number):
                 later.append((time.monotonic() + self._retry_seconds, number))
             else:
-                self._spawn(work, number, alive)
+                self._spawn(work, number, slot, alive)
         for entry in later:
             heapq.heappush(waiting, entry)
 
-    def _fits(self, work: Work, number: int) -> bool:
-        """Whether there is memory; for one alone there always is, it was checked before."""
-        if self._memory is None or not self._running:
-            return True
-        used = sum(work.memory(running.number) for running in self._running.values())
-        return used + work.memory(number) <= self._memory
+    def _slot(self, work: Work, number: int) -> Slot | None:
+        """A free one on a device with room for the piece; the one with the fewest runs beside."""
+        others = self._running.values()
+        if others and (work.alone(number) or any(work.alone(other.number) for other in others)):
+            return None
+        rooms = []
+        for slot in self._free:
+            beside = [other.number for other in others if other.slot.device == slot.device]
+            needed = sum(map(work.memory, beside), work.memory(number))
+            # For one by itself there always is room: that was checked before.
+            if not beside or slot.memory is None or needed <= slot.memory:
+                rooms.append((len(beside), slot))
+        return min(rooms, key=lambda room: room[0])[1] if rooms else None
 
-    def _spawn(self, work: Work, number: int, alive: Connection) -> None:
-        slot = self._slots.pop()
+    def _spawn(self, work: Work, number: int, slot: Slot, alive: Connection) -> None:
+        self._free.remove(slot)
         receiver, sender = self._context.Pipe(duplex=False)
         arguments = (work.calls[number], alive, sender, slot.environment)
         process = self._context.Process(target=_run, args=arguments)
@@ -153,7 +179,7 @@ class Pool:
                 running.process.kill()
         for sentinel in ended:
             running = self._running.pop(sentinel)  # pyright: ignore[reportArgumentType]
-            self._slots.append(running.slot)
+            self._free.append(running.slot)
             running.process.join()
             code = running.process.exitcode or 0
             delay = work.ended(running.number, code, _text(running.error), running.hung)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from types import UnionType
@@ -151,9 +152,13 @@ def read_record(path: Path) -> RunRecord:
         raise RecordError(f"{path}: not a run record (no `schema`)")
     if values["schema"] > SCHEMA:
         raise RecordError(f"{path}: schema {values['schema']} is newer than {SCHEMA}; update")
-    hints = get_type_hints(RunRecord)
-    own = {name: value for name, value in values.items() if name in hints}
-    wrong = [f"{name}={own[name]!r:.100}" for name in own if not _fits(own[name], hints[name])]
+    kinds = _kinds()
+    own = {name: value for name, value in values.items() if name in kinds}
+    wrong = [
+        f"{name}={value!r:.100}"
+        for name, value in own.items()
+        if not any(_is_a(value, kind) for kind in kinds[name])
+    ]
     if wrong:
         raise RecordError(f"{path}: not what a record holds: {', '.join(wrong)}")
     try:
@@ -208,13 +213,20 @@ def find_records(root: Path) -> Iterator[Path]:
     )
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value from JSON is what a field of `RunRecord` is declared to be."""
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return any(_is_a(value, get_origin(kind) or kind) for kind in kinds)
+@cache
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """The types that each field of `RunRecord` is declared to have; worked out once, which takes
+    longer than reading a record.
+    """
+    hints = get_type_hints(RunRecord).items()
+    unions = {name: get_args(h) if isinstance(h, UnionType) else (h,) for name, h in hints}
+    return {
+        name: tuple(get_origin(kind) or kind for kind in union) for name, union in unions.items()
+    }
 
 
 def _is_a(value: object, kind: type) -> bool:
+    """Whether a value from JSON is of a declared type."""
     if isinstance(value, int | float) and kind in (int, float):
         # False for NaN; an int may be too large for a float.
         limit = sys.float_info.max

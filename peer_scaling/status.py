@@ -3,24 +3,30 @@
 import argparse
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, shown
-from peer_scaling.plan_file import read_plan
-from peer_scaling.record import (
-    HISTORY,
-    PLAN,
-    RunRecord,
-    budget_label,
-    find_record,
-)
+from peer_scaling.record import PLAN, budget_label
+from peer_scaling.standing import Standing, standings, steps_of
 
-RUNNING_SECONDS = 120.0
-"""A run without a record whose history grew this recently counts as running."""
+
+@dataclass(frozen=True)
+class HeldRun:
+    """A run that a process has."""
+
+    run_id: str
+    state: str
+    """`running`, or `silent`: no sign of life for a lease, so that anybody may take it over."""
+    host: str
+    pid: int
+    heartbeat_seconds: float
+    """Since the last sign of life."""
+    step: int | None
+    steps: int | None
+    """None before the first line of its history."""
 
 
 @dataclass(frozen=True)
@@ -29,49 +35,48 @@ class StudyStatus:
 
     study: str
     counts: Mapping[str, int]
-    """Cells per state: the statuses of records, `running`, `interrupted` and `missing`."""
+    """Cells per state (`standing.Standing.state`)."""
     flops_left: float
     """Training FLOPs of the cells that have no final result."""
     seconds_left: float | None
     """Computing time for them at the mean speed of the study's runs; None if none is done."""
+    held: tuple[HeldRun, ...]
     problems: tuple[str, ...]
-    """Cells that did not end as `done`, with their reasons."""
+    """Cells whose last attempt did not end as `done`, with their reasons."""
     plan_problems: tuple[str, ...]
     """Lines of the plan that are no cells: nothing is known of what they stood for."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every cell has a final result."""
-        return not self.flops_left and not self.plan_problems
+    complete: bool
+    """Whether every cell has a final result."""
 
 
 def study_status(folder: Path) -> StudyStatus:
-    """Compare the study's plan with the records beside it.
+    """Compare the study's plan with the folders beside it.
 
     Raises:
         FileNotFoundError: the folder holds no plan: no study was started there.
     """
     if not (folder / PLAN).is_file():
         raise FileNotFoundError(folder / PLAN)
-    rows, plan_problems = read_plan(folder)
-    records = {row["run_id"]: find_record(folder / row["run_id"]) for row in rows}
-    states = {row["run_id"]: _state(folder / row["run_id"], records[row["run_id"]]) for row in rows}
-    open_states = ("running", "interrupted", "missing", "failed")
-    flops = sum(float(r["flops"] or 0) for r in rows if states[r["run_id"]] in open_states)
-    done = [record for record in records.values() if record and record.status == "done"]
-    speeds = [record.flops_per_second for record in done if record.flops_per_second]
-    problems = [
-        f"{name}: {record.status}: {shown(record.reason)}"
-        for name, record in records.items()
-        if record and record.status != "done"
+    cells, plan_problems = standings(folder)
+    flops = sum(cell.flops for cell in cells if not cell.is_final)
+    speeds = [
+        cell.record.flops_per_second
+        for cell in cells
+        if cell.record and cell.state == "done" and cell.record.flops_per_second
     ]
     return StudyStatus(
         study=folder.name,
-        counts=dict(Counter(states.values())),
+        counts=dict(Counter(cell.state for cell in cells)),
         flops_left=flops,
         seconds_left=flops * len(speeds) / sum(speeds) if speeds else None,
-        problems=tuple(problems),
+        held=tuple(_held(cell, folder) for cell in cells if cell.holder),
+        problems=tuple(
+            f"{cell.run_id}: {cell.record.status}: {shown(cell.record.reason)}"
+            for cell in cells
+            if cell.record and cell.record.status != "done"
+        ),
         plan_problems=tuple(plan_problems),
+        complete=all(cell.is_final for cell in cells) and not plan_problems,
     )
 
 
@@ -93,14 +98,13 @@ def main() -> None:
     sys.exit(EXIT_DONE if status.complete else EXIT_FAILED)
 
 
-def _state(folder: Path, record: RunRecord | None) -> str:
-    if record:
-        return record.status
-    history = folder / HISTORY
-    if not history.exists():
-        return "missing"
-    idle = time.time() - history.stat().st_mtime
-    return "running" if idle < RUNNING_SECONDS else "interrupted"
+def _held(cell: Standing, folder: Path) -> HeldRun:
+    assert cell.holder is not None
+    step, steps = steps_of(cell, folder) or (None, None)
+    holder = cell.holder
+    return HeldRun(
+        cell.run_id, cell.state, shown(holder.host), holder.pid, max(0.0, holder.age), step, steps
+    )
 
 
 def _text(status: StudyStatus) -> str:
@@ -112,7 +116,14 @@ def _text(status: StudyStatus) -> str:
             "" if status.seconds_left is None else f", {status.seconds_left / 60:.1f} core minutes"
         )
         lines.append(f"{budget_label(float(f'{status.flops_left:.3g}'))} FLOPs to go{hours}")
-    return "\n".join([*lines, *status.plan_problems, *status.problems])
+    held = map(_held_text, status.held)
+    return "\n".join([*lines, *held, *status.plan_problems, *status.problems])
+
+
+def _held_text(run: HeldRun) -> str:
+    steps = "before its first line" if run.step is None else f"step {run.step} of {run.steps}"
+    age = f"last sign of life {run.heartbeat_seconds:.0f} s ago"
+    return f"{run.run_id}: {run.state}, {steps}, process {run.pid} on {run.host}, {age}"
 
 
 def _parser() -> argparse.ArgumentParser:

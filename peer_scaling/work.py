@@ -38,6 +38,7 @@ class CellWork(Work):
         self._over = [False] * len(jobs)
         """Whether it has ended for good."""
         self._failed = False
+        self._killed = [False] * len(jobs)
 
     def results(self) -> list[CellResult]:
         """How each cell ended."""
@@ -58,6 +59,10 @@ class CellWork(Work):
         """What the run needs at least."""
         return self._jobs[number].state_bytes
 
+    def alone(self, number: int) -> bool:
+        """After a kill that was not ours: most likely the kernel's, for want of memory."""
+        return self._killed[number]
+
     def hangs(self, number: int, pid: int) -> bool:
         """A process that holds its run past its lease: its heartbeat follows its steps."""
         holder = find_holder(self._jobs[number].folder)
@@ -67,6 +72,7 @@ class CellWork(Work):
         """Again, if the policy says so; every failure is a line on the screen."""
         job = self._jobs[number]
         self._errors[number] = error
+        self._killed[number] = exit_code == -signal.SIGKILL and not hung
         record = find_record(job.folder)
         if record and record.is_final:
             return self._end(number, max(exit_code, 0))

@@ -68,7 +68,7 @@ def test_one_of_several_fails(tmp_path, capsys, how, cause, retried):
     jobs = [job_of(tmp_path, name) for name in names]
     calls = [partial(cell, j.folder, how, 99 if j.name == "r3" else 0) for j in jobs]
     work = CellWork(jobs, calls, FailurePolicy(retries=1, first_seconds=0.1))
-    Pool([Slot(), Slot()], None).run(work)
+    Pool([Slot(), Slot()]).run(work)
     done = [j.name for j in jobs if (r := find_record(j.folder)) and r.status == "done"]
     assert done == [name for name in names if name != "r3"]
     assert len(list((tmp_path / "r3").glob("start-*"))) == 1 + retried
@@ -95,7 +95,7 @@ def test_a_transient_failure_is_counted_and_overcome(tmp_path):
     work = CellWork(
         jobs, [partial(cell, jobs[0].folder, "SIGKILL", 2)], FailurePolicy(first_seconds=0.01)
     )
-    Pool([Slot()], None).run(work)
+    Pool([Slot()]).run(work)
     record = find_record(tmp_path / "a")
     assert (record.status, record.attempts) == ("done", 3)
     assert sorted(p.name for p in (tmp_path / "a").glob("failed-*")) == [
@@ -120,7 +120,7 @@ def test_two_pools_share_a_study(tmp_path):
 def pool_of(root: Path, count: int):
     jobs = [job_of(root, f"r{n}") for n in range(count)]
     work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], FailurePolicy())
-    Pool([Slot()], None, retry_seconds=0.2).run(work)
+    Pool([Slot()], retry_seconds=0.2).run(work)
     check_results(work.results())
 
 
@@ -142,7 +142,7 @@ def slow_cell(folder):
 def test_memory_limits_how_many_run(tmp_path):
     jobs = [CellJob((), n, n, tmp_path / n, 1.0, 60, fields(n), "") for n in "abc"]
     work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], FailurePolicy())
-    pool, most = Pool([Slot()] * 3, memory=100), []
+    pool, most = Pool([Slot(memory=100)] * 3), []
     hangs = work.hangs
     work.hangs = lambda n, pid: most.append(len(pool._running)) or hangs(n, pid)
     pool.run(work)
@@ -176,7 +176,7 @@ def test_work_that_stopped_starts_no_further_piece(tmp_path):
     """What runs ends, what waits is dropped, retries too."""
     pieces = (("a", 0.0, 1), ("b", 0.6, 0), ("c", 0.0, 0), ("d", 0.0, 0))
     work = StopsAtFailure([partial(touch, tmp_path, *piece) for piece in pieces])
-    Pool([Slot(), Slot()], None).run(work)
+    Pool([Slot(), Slot()]).run(work)
     names = ["a-ended", "a-started", "b-ended", "b-started"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert work.exit_codes == [1, 0, EXIT_FAILED, EXIT_FAILED]
