@@ -200,3 +200,13 @@ def test_a_result_names_the_last_step(tmp_path):
     write_record(record, job.folder)
     with pytest.raises(StudyIncompleteError, match=r"\na +failed +1 +7 +x +again a\n1 of 1 cells"):
         check_results([CellResult(job, 1)])
+
+
+def test_what_the_kernel_killed_runs_again_alone(tmp_path):
+    job = job_of(tmp_path, "a")
+    work = CellWork([job], [partial(int, 0)], FailurePolicy())
+    assert not work.alone(0)
+    assert work.ended(0, -signal.SIGKILL, "", hung=False) == 5
+    assert work.alone(0)
+    assert work.ended(0, -signal.SIGKILL, "", hung=True) == 20
+    assert not work.alone(0), "that was us"
