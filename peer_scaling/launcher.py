@@ -9,8 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
-from tqdm import tqdm
 
+from peer_scaling.board import make_board
 from peer_scaling.cli import CommandTask, StudiesOnSearchPath, register_plugins
 from peer_scaling.distributed import num_ranks
 from peer_scaling.errors import EXIT_FAILED, UserError
@@ -61,6 +61,8 @@ class LocalLauncher(CellLauncher):
 
     def launch_cells(self, jobs: Sequence[CellJob], policy: FailurePolicy) -> list[CellResult]:
         """Run all cells, those that fail again by kind of failure; one result per job."""
+        if not jobs:
+            return []
         calls = [partial(self._job, n, job.overrides) for n, job in enumerate(jobs)]
         work = CellWork(jobs, calls, policy)
         self._run(work)
@@ -69,8 +71,8 @@ class LocalLauncher(CellLauncher):
     def _run(self, work: Work) -> None:
         threads = self._config.threads
         slots = make_slots(str(self._config.device), threads and int(threads), self._workers)
-        with _signals_interrupt(), tqdm(total=len(work.calls), unit="cell", disable=None) as bar:
-            Pool(slots).run(work, bar.update)
+        with _signals_interrupt():
+            Pool(slots).run(work, make_board)
         if isinstance(self._task, CommandTask):
             codes = (code if code >= 0 else EXIT_FAILED for code in work.exit_codes)
             self._task.exit_code = max([self._task.exit_code, *codes])

@@ -6,24 +6,22 @@ each; a run has its own CUDA context, threads and memory. What became of a run i
 
 import heapq
 import os
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from typing import Any, final
+from typing import final
 
-from peer_scaling.errors import EXIT_FAILED, EXIT_REQUEUE, first_line, traceback_text
+from peer_scaling.board import Board, LineBoard
+from peer_scaling.errors import EXIT_FAILED
+from peer_scaling.tally import Earlier, Tally
+from peer_scaling.worker import run_piece
 
 PRELOADED = ("peer_scaling.train",)
-GRACE_SECONDS = 120.0
-"""For a process whose launcher is gone: to save its run and close its tracker."""
 LOOK_SECONDS = 0.5
 """Between looks for runs without a sign of life."""
 
@@ -45,6 +43,19 @@ class Work(ABC):
     @abstractmethod
     def ended(self, number: int, exit_code: int, error: str, hung: bool) -> float | None:
         """Told when a piece ended; the seconds after which it is to be started again, or None."""
+
+    def name(self, number: int) -> str:
+        """For people."""
+        return f"job {number}"
+
+    def flops(self, number: int) -> float:
+        """That it takes; 0 if nothing is known of it."""
+        del number
+        return 0.0
+
+    def earlier(self) -> Earlier:
+        """What there is of the same study beside the pieces."""
+        return Earlier()
 
     def ready(self, number: int) -> bool:
         """Whether a piece can be started now: asked again a little later if not."""
@@ -87,6 +98,10 @@ class _Running:
     slot: Slot
     process: BaseProcess
     error: Connection
+    output: Connection | None
+    """What it prints, if that comes through a pipe."""
+    printed: bytes = b""
+    """Of its last line, which has no end yet."""
     hung: bool = False
 
 
@@ -107,27 +122,36 @@ class Pool:
         self._free, self._retry_seconds = list(slots), retry_seconds
         self._running: dict[int, _Running] = {}
 
-    def run(self, work: Work, progress: Callable[[], Any] = int) -> None:
-        """Do all pieces; in the end none is running, however this ends. `progress` is called when
-        one has ended for good.
+    def run(self, work: Work, make_board: Callable[[Tally], Board] = LineBoard) -> None:
+        """Do all pieces; in the end none is running, however this ends.
 
         Raises:
             KeyboardInterrupt: asked to stop; the runs were told to, and have saved.
         """
         waiting = [(0.0, number) for number in range(len(work.calls))]
         alive, held = self._context.Pipe(duplex=False)
-        try:
-            while waiting or self._running:
-                if work.stopped:
-                    waiting.clear()
-                self._start(work, waiting, alive)
-                self._collect(work, waiting, progress)
-        finally:
-            held.close()  # tells those that still run to stop
-            for running in self._running.values():
-                running.process.join()
+        with make_board(self._tally(work)) as board:
+            try:
+                while waiting or self._running:
+                    if work.stopped:
+                        waiting.clear()
+                    self._start(work, waiting, board, alive)
+                    board.refresh()
+                    self._collect(work, waiting, board)
+            finally:
+                held.close()  # tells those that still run to stop
+                while self._running:
+                    self._wait(board)
+                    board.refresh()
 
-    def _start(self, work: Work, waiting: list[tuple[float, int]], alive: Connection) -> None:
+    def _tally(self, work: Work) -> Tally:
+        numbers = range(len(work.calls))
+        names, flops = list(map(work.name, numbers)), list(map(work.flops, numbers))
+        return Tally(names, flops, len(self._free), work.earlier())
+
+    def _start(
+        self, work: Work, waiting: list[tuple[float, int]], board: Board, alive: Connection
+    ) -> None:
         later = []
         while waiting and self._free and waiting[0][0] <= time.monotonic():
             at, number = heapq.heappop(waiting)
@@ -137,7 +161,8 @@ class Pool:
             elif not work.ready(number):
                 later.append((time.monotonic() + self._retry_seconds, number))
             else:
-                self._spawn(work, number, slot, alive)
+                self._spawn(work.calls[number], number, slot, board.relays, alive)
+                board.started(number)
         for entry in later:
             heapq.heappush(waiting, entry)
 
@@ -155,38 +180,69 @@ class Pool:
                 rooms.append((len(beside), slot))
         return min(rooms, key=lambda room: room[0])[1] if rooms else None
 
-    def _spawn(self, work: Work, number: int, slot: Slot, alive: Connection) -> None:
+    def _spawn(
+        self, call: Callable[[], int], number: int, slot: Slot, relays: bool, alive: Connection
+    ) -> None:
         self._free.remove(slot)
         receiver, sender = self._context.Pipe(duplex=False)
-        arguments = (work.calls[number], alive, sender, slot.environment)
-        process = self._context.Process(target=_run, args=arguments)
+        output = self._context.Pipe(duplex=False) if relays else None
+        arguments = (call, alive, sender, output, slot.environment)
+        process = self._context.Process(target=run_piece, args=arguments)
         process.start()
         sender.close()
-        self._running[process.sentinel] = _Running(number, slot, process, receiver)
+        if output:
+            output[1].close()
+        running = _Running(number, slot, process, receiver, output and output[0])
+        self._running[process.sentinel] = running
 
-    def _collect(
-        self, work: Work, waiting: list[tuple[float, int]], progress: Callable[[], Any]
-    ) -> None:
+    def _collect(self, work: Work, waiting: list[tuple[float, int]], board: Board) -> None:
         if not self._running:
             if waiting:
                 time.sleep(max(0.0, min(waiting[0][0] - time.monotonic(), LOOK_SECONDS)))
             return
-        ended = wait(list(self._running), timeout=LOOK_SECONDS)
+        ended = self._wait(board)
         for running in self._running.values():
             pid = running.process.pid
             if not running.hung and pid and work.hangs(running.number, pid):
                 running.hung = True
                 running.process.kill()
-        for sentinel in ended:
-            running = self._running.pop(sentinel)  # pyright: ignore[reportArgumentType]
+        for running in ended:
             self._free.append(running.slot)
-            running.process.join()
             code = running.process.exitcode or 0
             delay = work.ended(running.number, code, _text(running.error), running.hung)
-            if delay is None:
-                progress()
-            else:
+            board.ended(running.number, work.exit_codes[running.number] if delay is None else None)
+            if delay is not None:
                 heapq.heappush(waiting, (time.monotonic() + delay, running.number))
+
+    def _wait(self, board: Board) -> list[_Running]:
+        """Those that have ended, of which nothing is left; waits for one, or for something that one
+        prints, but not for long.
+        """
+        outputs = [running.output for running in self._running.values() if running.output]
+        came = wait([*self._running, *outputs], timeout=LOOK_SECONDS)
+        ended = [running for key, running in self._running.items() if key in came]
+        for running in self._running.values():
+            _relay(running, board, last=running in ended)
+        for running in ended:
+            running.process.join()
+            del self._running[running.process.sentinel]
+        return ended
+
+
+def _relay(running: _Running, board: Board, last: bool) -> None:
+    """Show the lines that a process has printed; its last one even without an end."""
+    output = running.output
+    while output and output.poll():
+        data = os.read(output.fileno(), 1 << 16)
+        if not data:
+            break
+        *lines, running.printed = (running.printed + data).split(b"\n")
+        for line in lines:
+            board.line(running.number, line.decode(errors="replace"))
+    if output and last:
+        output.close()
+        if running.printed:
+            board.line(running.number, running.printed.decode(errors="replace"))
 
 
 def _text(connection: Connection) -> str:
@@ -195,31 +251,3 @@ def _text(connection: Connection) -> str:
             return str(connection.recv_bytes().decode()) if connection.poll() else ""
         except EOFError:
             return ""
-
-
-def _run(
-    call: Callable[[], int], alive: Connection, error: Connection, environment: dict[str, str]
-) -> None:
-    """In the new process: the piece, then the end."""
-    os.environ.update(environment)
-    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_REQUEUE))  # quietly
-    threading.Thread(target=_follow, args=(alive,), daemon=True).start()
-    try:
-        code = call()
-    except KeyboardInterrupt:
-        code = EXIT_REQUEUE
-    except Exception as problem:
-        print(traceback_text(problem), end="", flush=True)
-        error.send_bytes(f"{type(problem).__name__}: {first_line(problem)}".encode())
-        code = EXIT_FAILED
-    raise SystemExit(code)
-
-
-def _follow(alive: Connection) -> None:
-    """End this process when the other end of the pipe is closed: a run saves first."""
-    with suppress(EOFError):
-        alive.recv_bytes()
-    # Not SIGINT, which a terminal has sent already: the second one leaves a run at once.
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
-    os._exit(EXIT_REQUEUE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from peer_scaling.claims import Holder, find_holder
 from peer_scaling.plan_file import read_plan
-from peer_scaling.record import HISTORY, TERMINAL, RunRecord, find_record
+from peer_scaling.record import DECISIONS, HISTORY, TERMINAL, RunRecord, find_record
 
 TAIL_BYTES = 4096
 """Of a history: more than its last line."""
@@ -40,6 +40,14 @@ def standings(folder: Path) -> tuple[list[Standing], list[str]]:
     """Every cell of the plan in a study's folder, and a line for each line of it that is none."""
     rows, problems = read_plan(folder)
     return [_standing(folder, row) for row in rows], problems
+
+
+def is_choosing(folder: Path) -> bool:
+    """Whether the study chooses its sizes and has not said that it is done with that."""
+    for line in reversed(list(_last_lines(folder / DECISIONS))):
+        with suppress(ValueError, TypeError, KeyError):
+            return json.loads(line)["seed"] is not None
+    return False
 
 
 def steps_of(standing: Standing, folder: Path) -> tuple[int, int] | None:

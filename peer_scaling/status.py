@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, shown
 from peer_scaling.record import PLAN, budget_label
-from peer_scaling.standing import Standing, standings, steps_of
+from peer_scaling.standing import Standing, is_choosing, standings, steps_of
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class StudyStatus:
     """Cells whose last attempt did not end as `done`, with their reasons."""
     plan_problems: tuple[str, ...]
     """Lines of the plan that are no cells: nothing is known of what they stood for."""
+    choosing: bool
+    """Whether the study chooses its sizes, and may choose more than is planned."""
     complete: bool
-    """Whether every cell has a final result."""
+    """Whether every cell has a final result, and no more are to come."""
 
 
 def study_status(folder: Path) -> StudyStatus:
@@ -58,6 +60,7 @@ def study_status(folder: Path) -> StudyStatus:
     if not (folder / PLAN).is_file():
         raise FileNotFoundError(folder / PLAN)
     cells, plan_problems = standings(folder)
+    choosing = is_choosing(folder)
     flops = sum(cell.flops for cell in cells if not cell.is_final)
     speeds = [
         cell.record.flops_per_second
@@ -76,7 +79,8 @@ def study_status(folder: Path) -> StudyStatus:
             if cell.record and cell.record.status != "done"
         ),
         plan_problems=tuple(plan_problems),
-        complete=all(cell.is_final for cell in cells) and not plan_problems,
+        choosing=choosing,
+        complete=all(cell.is_final for cell in cells) and not plan_problems and not choosing,
     )
 
 
@@ -116,6 +120,8 @@ def _text(status: StudyStatus) -> str:
             "" if status.seconds_left is None else f", {status.seconds_left / 60:.1f} core minutes"
         )
         lines.append(f"{budget_label(float(f'{status.flops_left:.3g}'))} FLOPs to go{hours}")
+    if status.choosing:
+        lines.append("this study chooses its sizes: more rounds may come")
     held = map(_held_text, status.held)
     return "\n".join([*lines, *held, *status.plan_problems, *status.problems])
 

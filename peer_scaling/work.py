@@ -12,6 +12,7 @@ from peer_scaling.policy import FailurePolicy
 from peer_scaling.pool import Work
 from peer_scaling.publish import write_record
 from peer_scaling.record import RunRecord, find_record
+from peer_scaling.tally import Earlier, earlier_of
 
 
 @final
@@ -49,6 +50,18 @@ class CellWork(Work):
     def stopped(self) -> bool:
         """Once a cell has failed for good, if the policy is to stop then."""
         return self._failed and self._policy.stops
+
+    def name(self, number: int) -> str:
+        """Variant, size, budget and seed."""
+        return self._jobs[number].name
+
+    def flops(self, number: int) -> float:
+        """Training FLOPs."""
+        return self._jobs[number].flops
+
+    def earlier(self) -> Earlier:
+        """The study's cells that are not launched."""
+        return earlier_of(self._jobs[0].folder.parent, {job.run_id for job in self._jobs})
 
     def ready(self, number: int) -> bool:
         """Not while another launcher's process has the run."""
