@@ -21,7 +21,9 @@ from peer_scaling.errors import EXIT_FAILED
 from peer_scaling.tally import Earlier, Tally
 from peer_scaling.worker import run_piece
 
-PRELOADED = ("peer_scaling.train",)
+PRELOADED = ("peer_scaling.train", "torch._dynamo", "torch._inductor.config")
+"""The last two are PyTorch's compiler, which nobody uses and every optimiser imports when it is
+made: 1.3 s of each run, once for all."""
 LOOK_SECONDS = 0.5
 """Between looks for runs without a sign of life."""
 

@@ -6,6 +6,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -102,6 +103,49 @@ def test_elsewhere_there_are_lines_alone(script, terminal):
     assert "\x1b" not in text
     assert all(f"piece {n}: a line of its own" in text for n in range(5))
     assert text.splitlines()[-1] == "after it"
+
+
+ORPHAN = """
+import os, signal, sys, time
+from functools import partial
+from peer_scaling.board import make_board
+from peer_scaling.pool import Pool, Slot
+sys.path.insert(0, sys.argv[1])
+from study import Pieces
+
+def piece(path):
+    def save(*_):
+        print("saving")
+        open(path, "w").close()
+        os._exit(75)
+    signal.signal(signal.SIGTERM, save)
+    print("ready")
+    while True:
+        print("x")
+        time.sleep(0.01)
+
+if __name__ == "__main__":
+    Pool([Slot()]).run(Pieces([partial(piece, sys.argv[2])]), make_board)
+"""
+
+
+def test_a_run_saves_when_the_launcher_that_shows_its_lines_is_killed(script, tmp_path):
+    orphan, saved = tmp_path / "orphan.py", tmp_path / "saved"
+    orphan.write_text(ORPHAN)
+    main, end = pty.openpty()
+    command = [sys.executable, orphan, str(tmp_path), str(saved)]
+    process = subprocess.Popen(command, stdout=end, stderr=end, env={**os.environ, "TERM": "xterm"})
+    os.close(end)
+    data = b""
+    while b"ready" not in data:
+        data += os.read(main, 65536)
+    process.kill()
+    process.wait(60)
+    until = time.monotonic() + 60
+    while not saved.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.close(main)
+    assert saved.exists()
 
 
 class Clock:

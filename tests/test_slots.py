@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import sys
 import time
 from functools import partial
 
 import pytest
 import torch
+from torch.optim import AdamW
 
 from peer_scaling import slots
 from peer_scaling.pool import Pool, Slot, Work
@@ -72,6 +74,19 @@ def test_what_was_killed_for_its_memory_runs_again_alone(tmp_path):
     assert most_at_once(others) == 2
     assert most_at_once([*others, again]) == 2
     assert not [note for note in others if note[2] < again[3] and again[2] < note[3]]
+
+
+def new_modules():
+    """How many modules the first optimiser of this process imports."""
+    before = set(sys.modules)
+    AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    return len(set(sys.modules) - before)
+
+
+def test_what_every_run_imports_is_there_before_it_starts():
+    work = Calls([new_modules])
+    Pool([Slot()]).run(work)
+    assert work.exit_codes == [0]
 
 
 @pytest.fixture
