@@ -97,10 +97,17 @@ class CellSubmitter(Launcher, ABC):
 
 def result_of(job: CellJob, returned: JobReturn) -> CellResult:
     """What another launcher returned for a cell."""
-    if returned.status is JobStatus.COMPLETED:
+    error = error_of(returned)
+    if error is None:
         return CellResult(job, int(returned.return_value))
-    error = returned._return_value  # asking for `return_value` would raise it
     return CellResult(job, EXIT_FAILED, f"{type(error).__name__}: {first_line(error)}")
+
+
+def error_of(returned: JobReturn) -> BaseException | None:
+    """What ended the task of a job, if something did."""
+    if returned.status is JobStatus.COMPLETED:
+        return None
+    return returned._return_value  # asking for `return_value` would raise it
 
 
 def failure_table(results: Sequence[CellResult]) -> str:

@@ -4,6 +4,7 @@ Launchers of plugins write shell scripts and start processes from what they are 
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from peer_scaling.config import leaves
@@ -14,6 +15,12 @@ from peer_scaling.slurm import SBATCH_RULE, SBATCH_TEXT
 SUBMITIT_FOLDER = "${hydra.sweep.dir}/.submitit/%j"
 CODE = ("setup", "teardown", "python", "srun_args", "additional_parameters", "use_srun")
 """Of submitit's launchers: lines of a shell script and arguments, as they are."""
+RAY = (
+    *("init.address", "init.num_cpus", "init.num_gpus", "init.include_dashboard"),
+    *("init.object_store_memory", "init.log_to_driver"),
+    *("remote.num_cpus", "remote.num_gpus", "remote.memory", "remote.max_retries"),
+)
+"""What may be said to Ray: its other options name folders, environments and code."""
 ONE_EACH = ("tasks_per_node", "nodes")
 """Processes that Hydra's launcher would start for one job, and each would train the run alone."""
 
@@ -30,8 +37,11 @@ def launcher_problems(own: dict[str, Any]) -> Iterator[str]:
             yield f"{path}={value!r}: must be one line of printable characters"
     if launcher.get("submitit_folder") not in (None, SUBMITIT_FOLDER):
         yield f"hydra.launcher.submitit_folder={shown(launcher['submitit_folder'])}: not to be set"
-    if "submitit" in str(launcher.get("_target_")):
+    target = str(launcher.get("_target_")).lower()
+    if "submitit" in target:
         yield from _submitit_problems(launcher)
+    if "hydra_ray_launcher" in target:
+        yield from _ray_problems(launcher)
     name = own["job"].get("name")
     if name is not None and not NAME.fullmatch(str(name)):
         yield f"hydra.job.name={shown(repr(name))} must be a name: {NAME_RULE}"
@@ -51,3 +61,21 @@ def _submitit_problems(launcher: dict[str, Any]) -> Iterator[str]:
                 yield f"{key} must be {SBATCH_RULE}"
         elif name == "name" and value != "${hydra.job.name}" and not NAME.fullmatch(str(value)):
             yield f"{key} must be a name: {NAME_RULE}"
+
+
+def _ray_problems(launcher: dict[str, Any]) -> Iterator[str]:
+    target = launcher["_target_"]
+    if not str(target).endswith(".RayLauncher"):
+        yield f"hydra.launcher._target_={shown(target)}: rents machines; use hydra/launcher=ray"
+        return
+    if find_spec("ray") is None:
+        yield "hydra/launcher=ray: not installed; pip install 'peer-scaling[ray]'"
+    for path, value in leaves(launcher.get("ray"), ""):
+        key = f"hydra.launcher.ray.{path}={shown(value)}"
+        if path not in RAY:
+            yield f"{key}: not to be set; of Ray's options, {', '.join(RAY)}"
+        elif path == "init.address":
+            if value not in (None, "local"):
+                yield f"{key}: not to be set, code is sent there; export RAY_ADDRESS"
+        elif not isinstance(value, int | float | None):
+            yield f"{key}: must be a number"

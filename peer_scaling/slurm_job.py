@@ -4,13 +4,9 @@ Submitit starts `CellJobCall` in every process of a task, with text as its argum
 """
 
 import os
-import re
-import signal
 import sys
-import threading
 import time
-from types import FrameType
-from typing import Any, final
+from typing import final
 
 from omegaconf import DictConfig
 from submitit import JobEnvironment
@@ -23,8 +19,7 @@ from peer_scaling.launcher import LocalLauncher
 from peer_scaling.planned import plan_run
 from peer_scaling.prepare import find_prepared
 from peer_scaling.record import TERMINAL, find_record
-from peer_scaling.slurm import SlurmError, command_output
-from peer_scaling.stop import STOP_SIGNALS
+from peer_scaling.requeue import ask_for_requeue_when_stopped
 from peer_scaling.sweeper import IsoflopSweeper
 from peer_scaling.train import task
 
@@ -51,7 +46,7 @@ class CellJobCall:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             if environment.num_nodes == 1:  # a node's name need not be known to itself
                 os.environ["MASTER_ADDR"] = "127.0.0.1"
-        stopping = _ask_for_requeue_when_stopped(environment)
+        stopping = ask_for_requeue_when_stopped(environment)
         code = _exit_code(run_id, arguments)
         for _ in range(HELD_WAITS):
             if code != EXIT_REQUEUE or stopping.is_set():
@@ -99,44 +94,3 @@ def _exit_code(run_id: str, arguments: tuple[str, ...]) -> int:
         run_command(CellTask(run_id), IsoflopSweeper, LocalLauncher)
     except SystemExit as end:
         return int(end.code or EXIT_DONE)
-
-
-def _ask_for_requeue_when_stopped(environment: JobEnvironment) -> threading.Event:
-    """Handle signals where the run does not, and once it has saved (`StopFlag.chain`).
-
-    The warning before the time limit (submitit's signal) and one before a preemption end in a
-    requeue. A job that is being cancelled is not put back, whatever signal came first. Submitit
-    counts the time-outs.
-
-    Returns:
-        Set when a signal has come.
-    """
-    own: Any = environment
-    stopping = threading.Event()
-    number = own._usr_sig()
-    timed_out = signal.getsignal(number)
-
-    def leave(received: int, frame: FrameType | None) -> None:
-        stopping.set()
-        if environment.global_rank:
-            return  # the first one speaks for all; the run stops with its own exit code
-        job = _job(environment.raw_job_id)
-        if job.get("JobState") == "RUNNING":
-            if received == number and callable(timed_out):
-                timed_out(received, frame)
-            if job.get("PreemptTime", "None") != "None":
-                # Warned, not killed: to Slurm, a job that ends by itself now has ended.
-                own._requeue(0)
-        sys.exit(EXIT_REQUEUE)
-
-    for each in {*STOP_SIGNALS, number}:
-        signal.signal(each, leave)
-    return stopping
-
-
-def _job(job_id: str) -> dict[str, str]:
-    try:
-        text = command_output("scontrol", "--oneliner", "show", "job", job_id)
-    except SlurmError:
-        return {}
-    return dict(re.findall(r"(\w+)=(\S*)", text))

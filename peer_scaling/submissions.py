@@ -17,7 +17,7 @@ from peer_scaling.slurm import JOB_ID
 
 FOLDER = "slurm"
 LOGS = ".submitit"
-"""Submitit's own folder in the study's: job scripts, logs and what it sends to jobs, a folder per array."""
+"""Submitit's own folder in the study's, a folder per array: scripts, logs, what jobs are sent."""
 SCHEMA = 1
 
 

@@ -41,11 +41,12 @@ from peer_scaling.record import (
 from peer_scaling.step import pick_device
 from peer_scaling.stop import LostRunError, StopFlag, StoppedError
 from peer_scaling.sweeper import IsoflopSweeper
+from peer_scaling.waiting import SubmititSlurmLauncher
 
 
 def main() -> None:
     """The console script `peer-train`."""
-    run_command(task, IsoflopSweeper, LocalLauncher)
+    run_command(task, IsoflopSweeper, LocalLauncher, SubmititSlurmLauncher)
 
 
 def task(config: DictConfig) -> int:

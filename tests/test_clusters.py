@@ -4,18 +4,20 @@ import json
 
 import pytest
 
-from peer_scaling import slurm
+from peer_scaling import launcher_keys, slurm
 from peer_scaling.launcher_keys import launcher_problems
 from peer_scaling.slurm import TaskState, task_states
 from peer_scaling.submissions import FOLDER, Submission, read_submissions, write_submission
 from peer_scaling.submit import SlurmConfig, batches
 
-SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+SUBMITIT = "hydra_plugins.peer_scaling.SubmititSlurmLauncher"
+PLUGINS = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
 OWN = Submission("12", "study", "smoke", None, ("seed=1",), ("a", "b"), "x", "2026-01-01T00:00:00")
 
 
-def problems(**launcher):
-    return list(launcher_problems({"launcher": {"_target_": SUBMITIT, **launcher}, "job": {}}))
+def problems(target=SUBMITIT, **launcher):
+    return list(launcher_problems({"launcher": {"_target_": target, **launcher}, "job": {}}))
 
 
 @pytest.mark.parametrize(
@@ -35,8 +37,38 @@ def problems(**launcher):
     ],
 )
 def test_hydras_launcher_is_given_no_code(launcher):
-    (problem, *_) = problems(**launcher)
-    assert next(iter(launcher)) in problem
+    for target in (SUBMITIT, PLUGINS):
+        (problem, *_) = problems(target, **launcher)
+        assert next(iter(launcher)) in problem
+
+
+@pytest.mark.parametrize(
+    "ray",
+    [
+        {"init": {"runtime_env": {"py_executable": "touch CANARY"}}},
+        {"init": {"_temp_dir": "../escaped"}},
+        {"init": {"address": "ray://elsewhere:10001"}},
+        {"init": {"num_cpus": "2"}},
+        {"remote": {"runtime_env": {"pip": ["x"]}}},
+        {"run_env": "auto"},
+        ["init"],
+    ],
+)
+def test_ray_is_given_no_code_and_no_place(ray, monkeypatch):
+    monkeypatch.setattr(launcher_keys, "find_spec", bool)
+    (problem,) = problems(RAY, ray=ray)
+    assert problem.startswith("hydra.launcher.ray.")
+
+
+def test_plain_options_of_ray(monkeypatch):
+    plain = {"init": {"address": None, "num_cpus": 2, "include_dashboard": False}, "remote": {}}
+    monkeypatch.setattr(launcher_keys, "find_spec", bool)
+    assert problems(RAY, ray=plain) == []
+    monkeypatch.setattr(launcher_keys, "find_spec", lambda name: None)
+    (line,) = problems(RAY, ray=plain)
+    assert "pip install 'peer-scaling[ray]'" in line
+    (line,) = problems(RAY.replace("RayLauncher", "RayAWSLauncher"), ray=plain, env_setup={"a": 1})
+    assert "rents machines" in line
 
 
 def test_plain_options_of_hydras_launcher_are_accepted():

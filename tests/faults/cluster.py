@@ -22,7 +22,7 @@ progress: "off"
 log_lines: 1000
 data: {num_tokens: 100000, max_epochs: 1000.0}
 eval: {tokens: 2048}
-checkpoint: {every_tokens: 51200}
+checkpoint: {every_tokens: 20480}
 hydra:
   mode: MULTIRUN
   sweeper:
@@ -57,7 +57,7 @@ def whole(slurm, tmp_path_factory):
 class Studies:
     """Studies of one run, the same in all: what is done to one must not show in its bits."""
 
-    def __init__(self, conf, folder, budget="1.6e10"):
+    def __init__(self, conf, folder, budget="6e9"):
         self.conf, self.folder = conf, folder
         (folder / "mine").mkdir()
         (folder / "mine" / "own.yaml").write_text(STUDY.replace("BUDGET", budget))
@@ -76,10 +76,15 @@ class Studies:
         printed = self.peer_sweep("submit", "own", *own, *arguments, **environment)
         assert "1 cells submitted as Slurm array" in printed, printed
 
-    def submit_all(self, studies):
-        """Name -> arguments; two at a time."""
+    def submit_all(self, studies, then=lambda name: None):
+        """Name -> arguments; two at a time, and what is done once one is submitted."""
+
+        def submit(name, arguments):
+            self.submit(name, *arguments)
+            then(name)
+
         with ThreadPoolExecutor(2) as pool:
-            for done in [pool.submit(self.submit, name, *own) for name, own in studies.items()]:
+            for done in [pool.submit(submit, *one) for one in studies.items()]:
                 done.result()
 
     def slurm(self, *arguments):
@@ -105,15 +110,15 @@ class Studies:
         cell = self.cell(study)
         return cell.job.job, cell.job.state
 
-    def steps(self, study):
-        """Steps in the history of its run."""
+    def steps(self, study, num_runs=1):
+        """Steps in the histories of its runs, the fewest."""
         histories = list((self.folder / "runs" / study).glob(f"*/{HISTORY}"))
-        return len(histories[0].read_text().splitlines()) if histories else 0
+        steps = [len(path.read_text().splitlines()) for path in histories]
+        return min(steps) if len(steps) == num_runs else 0
 
-    def training(self, *studies):
-        """Wait until all are well on their way; their jobs' ids."""
-        wait_for(lambda: all(self.steps(study) > 100 for study in studies), f"{studies} to train")
-        return [self.job(study)[0] for study in studies]
+    def training(self, study):
+        """Wait until its run is on its way, with a checkpoint."""
+        wait_for(lambda: self.steps(study) > 50, f"{study} to train", pause=0.03)
 
     def state(self, study, *expected):
         """Wait for the newest job to be in one of some states."""
