@@ -117,8 +117,13 @@ class Studies:
         return min(steps) if len(steps) == num_runs else 0
 
     def training(self, study):
-        """Wait until its run is on its way, with a checkpoint."""
-        wait_for(lambda: self.steps(study) > 50, f"{study} to train", pause=0.03)
+        """Wait until its run is on its way, and saved."""
+
+        def is_saved():
+            saved = (self.folder / "runs" / study).glob("*/checkpoints/step-*")
+            return self.steps(study) > 50 and any(not path.suffix for path in saved)
+
+        wait_for(is_saved, f"{study} to train", pause=0.03)
 
     def state(self, study, *expected):
         """Wait for the newest job to be in one of some states."""

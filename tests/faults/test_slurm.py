@@ -90,6 +90,7 @@ def test_warned_by_hand_killed_cancelled_and_out_of_time(studies, whole):
     jobs = submit_and_hold(studies, dict.fromkeys(names, ()))
     started = time.monotonic()
     studies.slurm("scancel", "--signal=USR2", jobs["warned"])  # as Slurm does before the limit
+    os.kill(worker(studies, "warned")[0], signal.SIGCONT)
     os.kill(worker(studies, "killed")[0], signal.SIGKILL)
     studies.peer_sweep("cancel", "cancelled")
     studies.slurm("scancel", "--signal=USR2", jobs["raced"])  # is about to ask for a requeue
@@ -122,6 +123,7 @@ def test_two_ranks_a_gpu_each_and_a_failure(studies, whole):
     submit_and_hold(studies, {"gpu": ["hydra.launcher.gpus_per_node=1"]})
     process, environment = worker(studies, "gpu")
     assert "CUDA_VISIBLE_DEVICES=" in str(environment)
+    assert "already" in studies.peer_sweep("retry", "gpu"), "it runs"
     os.kill(process, signal.SIGCONT)
     # No record can be written: exit code 1.
     studies.submit("failing", FAULT_AT="record.write:1:ENOSPC")
@@ -132,9 +134,6 @@ def test_two_ranks_a_gpu_each_and_a_failure(studies, whole):
     assert "failed 1:0" in status
     assert str(Path(cell.log).relative_to(studies.folder)) in status
     assert "1 cells submitted" in studies.peer_sweep("retry", "failing")
-    held = hold(studies, "failing")
-    assert "already" in studies.peer_sweep("retry", "failing"), "it runs"
-    os.kill(held, signal.SIGCONT)
     assert studies.record("ranks").environment["world_size"] == 2
     assert studies.record("gpu").state_digest == whole().state_digest
     assert studies.record("failing").state_digest == whole().state_digest
