@@ -20,7 +20,8 @@ from typing import Any, final
 
 from peer_scaling.errors import EXIT_FAILED, EXIT_REQUEUE, first_line, traceback_text
 
-PRELOADED = ("peer_scaling.train",)
+PRELOADED = ("peer_scaling.train", "torch._dynamo")
+"""The second one is what PyTorch imports when a run begins, for more than a second in each."""
 GRACE_SECONDS = 120.0
 """For a process whose launcher is gone: to save its run and close its tracker."""
 LOOK_SECONDS = 0.5
