@@ -4,15 +4,17 @@ Claims, records, attempts and exit codes are the product's. Picklable calls, for
 """
 
 import os
-import random
 import secrets
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
-from peer_scaling import attempt, machine, train
+from injectors import write_over
+from peer_scaling import attempt, machine, publish, train
 from peer_scaling.claims import ClaimConfig, HeldError
 from peer_scaling.errors import EXIT_REQUEUE
 from peer_scaling.jobs import CellJob
@@ -35,6 +37,8 @@ class Toy:
     seconds: float = 0.0
     ways: Sequence[str] = ()
     """How the first starts end; the ones after them succeed."""
+    guarded: bool = True
+    """Or, as a control, without claims and with records that can be replaced."""
 
     def __call__(self):
         self.prepare()
@@ -44,6 +48,9 @@ class Toy:
         """Switch the training off, in this process and for good."""
         attempt.train = self._train
         attempt.write_record = noted(self.planned.run.study_folder, attempt.write_record)
+        if not self.guarded:
+            train.claim = Unclaimed
+            publish.write_once = write_over
         machine.matmul_peak = lambda *_: 1.0
         machine.git_commit = lambda: None
         machine.environment = lambda _: {}
@@ -59,6 +66,21 @@ class Toy:
             stop.check()
             time.sleep(min(STEP_SECONDS, self.seconds))
         return {"loss": 1.0, "environment": {NONCE: nonce}}
+
+
+class Unclaimed:
+    """A claim that nobody else sees."""
+
+    def __init__(self, folder, config):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def lost(self):
+        return False
+
+    def check(self):
+        pass
+
+    release = check
 
 
 def run(planned):
@@ -96,8 +118,8 @@ FAILURES = {
 def noted(study, write):
     """`write_record` that also appends what it published to a file."""
 
-    def write_and_note(record, folder):
-        path = write(record, folder)
+    def write_and_note(record, folder, last_look):
+        path = write(record, folder, last_look)
         line = f"{record.run_id} {record.environment.get(NONCE)}\n"
         with (study / "published.txt").open("a") as file:
             file.write(line)
@@ -138,16 +160,13 @@ def published(study: Path):
 
 
 class Killer:
-    """SIGKILLs random ones of some processes, from a thread or in turns."""
+    """SIGKILLs one of some processes, at random."""
 
-    def __init__(self, name, pids):
-        self._rng, self._pids, self.kills = random.Random(name), pids, 0
+    def __init__(self, name):
+        self._rng, self.kills = Random(name), 0
 
-    def __call__(self):
-        pids = sorted(self._pids())
+    def __call__(self, pids):
         if pids:
-            try:
-                os.kill(self._rng.choice(pids), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self._rng.choice(sorted(pids)), signal.SIGKILL)
                 self.kills += 1
-            except ProcessLookupError:
-                pass
