@@ -95,12 +95,12 @@ def _published(record: RunRecord, planned: PlannedRun, attempt: Attempt) -> RunR
         LostRunError: it is another one's, which has or will have a record of its own.
     """
     try:
-        if attempt.own:
-            attempt.own.check()
-        write_record(record, planned.folder)
+        write_record(record, planned.folder, attempt.own.check if attempt.own else bool)
     except PublishedError as error:
         raise LostRunError(str(error)) from error
     except OSError as error:  # what is not written down has not happened
+        if attempt.own:
+            attempt.own.check()  # whoever took the run over deletes what is half written
         failure = "transient" if machine.is_transient(error) else "error"
         lost = {"status": "failed", "failure": failure, "reason": f"no record written: {error}"}
         return replace(record, **lost)

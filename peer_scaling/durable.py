@@ -7,6 +7,7 @@ synced, without which the name may be lost with the power. Every step is a fault
 import os
 import re
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,8 +70,11 @@ def write_synced(path: Path, data: bytes, label: str) -> None:
         os.fsync(file.fileno())
 
 
-def write_once(path: Path, text: str, label: str) -> None:
+def write_once(path: Path, text: str, label: str, last_look: Callable[[], object] = bool) -> None:
     """Make a file that is never written again, complete or not at all; see `write_atomically`.
+
+    `last_look` is called when all is written under a temporary name. Whoever takes the folder over
+    deletes that (`remove_temporaries`), so that nothing is published after it.
 
     Raises:
         FileExistsError: there is one; it stands.
@@ -79,6 +83,7 @@ def write_once(path: Path, text: str, label: str) -> None:
     temporary = temporary_of(path)
     try:
         write_synced(temporary, text.encode(), label)
+        last_look()
         fault_point(f"{label}.rename")
         os.link(temporary, path)  # unlike a rename, one of several writers succeeds, on NFS too
         fault_point(f"{label}.publish")

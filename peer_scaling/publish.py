@@ -1,5 +1,6 @@
 """What a run leaves for good: its record, and the weights of its model."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file, save
@@ -23,12 +24,17 @@ class PublishedError(Exception):
     """The run has its record already: another process's, which stands."""
 
 
-def write_record(record: RunRecord, folder: Path) -> Path:
+def write_record(record: RunRecord, folder: Path, last_look: Callable[[], object] = bool) -> Path:
     """Write the record of an attempt so that a reader sees either all of it or nothing.
 
     A final one is `record.json`, written once for ever; a failed one is `failed-<attempts>.json`,
     and the next attempt has its own. The record of a refusal, which took no attempt, may be
     replaced.
+
+    Args:
+        record: what is published.
+        folder: of the run.
+        last_look: raises if the run is not this process's; see `durable.write_once`.
 
     Raises:
         PublishedError: another process published a final record.
@@ -41,7 +47,7 @@ def write_record(record: RunRecord, folder: Path) -> Path:
         write_atomically(path, text, "record")
         return path
     try:
-        write_once(path, text, "record")
+        write_once(path, text, "record", last_look)
     except FileExistsError:
         there = find_record(folder)
         if there and there.is_final:

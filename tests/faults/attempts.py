@@ -58,11 +58,19 @@ class Runner:
         atexit.register(self._close)
 
     def __call__(
-        self, planned, *, inject=(), signals=(), when_begun=False, fault_at="", options=OPTIONS
+        self,
+        planned,
+        *,
+        inject=(),
+        signals=(),
+        when_begun=False,
+        fault_at="",
+        options=OPTIONS,
+        log="attempt.log",
     ) -> Ended:
         """Run `peer-train` for a planned run; see runner.py for `signals` and `when_begun`."""
         run = planned.run
-        log = Path(run.settings.runs_dir) / "attempt.log"
+        log = Path(run.settings.runs_dir) / log
         log.parent.mkdir(parents=True, exist_ok=True)
         job = {
             "arguments": [

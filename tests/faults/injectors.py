@@ -8,8 +8,9 @@ import resource
 import signal
 from pathlib import Path
 
-from peer_scaling import checkpoint, history, saver, snapshot
+from peer_scaling import attempt, checkpoint, durable, history, publish, saver, snapshot
 from peer_scaling.checkpoint import CheckpointError, Checkpoints
+from peer_scaling.claims import Claim
 from peer_scaling.evaluate import ExpertUse
 from peer_scaling.saver import Saver
 from peer_scaling.step import Stepper
@@ -31,6 +32,61 @@ def at_call(patch, owner, name, number, act):
 def kill_at_step(patch, step):
     """SIGKILL before update number `step` of this attempt."""
     at_call(patch, Stepper, "step", step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def pause(patch, where, number, path):
+    """SIGSTOP before call `number` of something; `path` gets this process's number, and a dot for
+    each step that begins after it was woken.
+    """
+    noted = Path(path)
+
+    def act():
+        noted.write_text(f"{os.getpid()}\n")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    places = {
+        "step": (Stepper, "step"),
+        "check": (Claim, "check"),
+        "write": (attempt, "write_record"),
+    }
+    if where in places:
+        at_call(patch, *places[where], number, act)
+    else:
+        at_label(patch, where, number, act)
+    real = Stepper.step
+
+    def step(self, *arguments):
+        if noted.exists():
+            with noted.open("a") as file:
+                file.write(".")
+        return real(self, *arguments)
+
+    patch.setattr(Stepper, "step", step)
+
+
+def at_label(patch, label, number, act):
+    """Call `act` at visit `number` of a fault point of durable.py."""
+    real, visits = durable.fault_point, []
+
+    def fault_point(name):
+        visits.extend([name] * (name == label))
+        if name == label and len(visits) == number:
+            act()
+        real(name)
+
+    patch.setattr(durable, "fault_point", fault_point)
+
+
+def no_fence(patch):
+    """Control: who lost a run does not find out, and a record may be replaced."""
+    patch.setattr(Claim, "lost", lambda self: False)
+    patch.setattr(Claim, "check", lambda self: None)
+    patch.setattr(publish, "write_once", write_over)
+
+
+def write_over(path, text, label, last_look):
+    """Control: instead of `durable.write_once`."""
+    durable.write_atomically(path, text, label)
 
 
 def signal_at_step(patch, step, name):

@@ -89,7 +89,7 @@ def test_out_of_memory_costs_no_sample(tmp_path, monkeypatch, capsys):
         ledgers.setdefault(variant, expected_ledger(planned))
         records, write = [], attempt.write_record
         with monkeypatch.context() as patch:
-            patch.setattr(attempt, "write_record", lambda r, f, rs=records, w=write: (rs.append(r), w(r, f)))  # fmt: skip
+            patch.setattr(attempt, "write_record", lambda r, f, _, rs=records, w=write: (rs.append(r), w(r, f, _)))  # fmt: skip
             fail_once(patch, place, which, step, error)
             ledger = Ledger(patch)
             record = run_once(planned)
