@@ -28,6 +28,7 @@ from peer_scaling.data import Corpus, DataConfig
 from peer_scaling.display import run_name
 from peer_scaling.errors import EXIT_DONE, StudyIncompleteError, UserError
 from peer_scaling.explain import explain
+from peer_scaling.finished import leave_stamp
 from peer_scaling.jobs import (
     CellJob,
     CellLauncher,
@@ -101,7 +102,10 @@ class IsoflopSweeper(Sweeper):
         _update_refusals(planned, corpora)
         write_plan(planned, runs[0].study_folder, keep_missing=bool(axes))
         print(summary_line(planned), flush=True)
-        return self._launch(planned, fixed)
+        codes = self._launch(planned, fixed)
+        if isinstance(self._task, CommandTask):
+            leave_stamp(self._task.launch, planned, corpora, keep_missing=bool(axes))
+        return codes
 
     def _runs(self, cells: Sequence[Cell], fixed: list[str]) -> list[Run]:
         """The run of every cell; the problems of all of them in one error.

@@ -38,14 +38,15 @@ from peer_scaling.record import (
     find_record,
     record_text,
 )
+from peer_scaling.stamp import Launch
 from peer_scaling.step import pick_device
 from peer_scaling.stop import LostRunError, StopFlag, StoppedError
 from peer_scaling.sweeper import IsoflopSweeper
 
 
-def main() -> None:
-    """The console script `peer-train`."""
-    run_command(task, IsoflopSweeper, LocalLauncher)
+def main(launch: Launch | None = None) -> None:
+    """The command `peer-train`, from `launch.py` or from the module itself."""
+    run_command(task, IsoflopSweeper, LocalLauncher, launch=launch)
 
 
 def task(config: DictConfig) -> int:
