@@ -220,7 +220,7 @@ def bind(
 
 @cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
-    """Made once for each type: that takes as long as composing a configuration."""
+    """Made once for each type: a study binds all of them for every cell."""
     return TypeAdapter(cls)
 
 
