@@ -30,6 +30,8 @@ STAMPS = "finished"
 NAME_FLAGS = ("--config-name", "-cn")
 FOLDER_FLAGS = ("--config-dir", "-cd")
 """The only flags of commands that have a stamp."""
+PATHS = ("runs_dir=", "data.path=")
+"""Arguments that may lead upwards: they name no configuration."""
 KEYED = ("PEER_SCALING_", "HYDRA_", "PYTHON", "LC_", "LANG", "HOME", "XDG_CACHE_HOME", "CUDA_")
 """Starts of the names of environment variables that a launch may follow from."""
 REFUSED = (VARIABLE, "RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR")
@@ -99,10 +101,10 @@ class Command:
 
     def _own_folders(self) -> Iterator[Path]:
         """The folders of configurations that the arguments name."""
+        if any("../" in a and not a.startswith(PATHS) for a in self.arguments):
+            raise DoubtError  # Hydra would follow it out of its folders
         arguments = iter(self.arguments)
         for argument in arguments:
-            if "../" in argument:
-                raise DoubtError  # Hydra would follow it out of its folders
             if not argument.startswith("-"):
                 continue
             flag, given, value = argument.partition("=")
