@@ -6,18 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from hydra.types import TaskFunction
+
 from peer_scaling.cells import StudyCell, summary_line, write_plan
+from peer_scaling.cli import CommandTask
 from peer_scaling.data import Corpus, DataConfig
 from peer_scaling.documents import source_identity
 from peer_scaling.plan_file import read_plan
 from peer_scaling.prepare import find_prepared
 from peer_scaling.record import PLAN, RECORD, find_record
-from peer_scaling.stamp import Launch, Stamp, result_digest, state_of
+from peer_scaling.stamp import Stamp, result_digest, state_of
 from peer_scaling.tokenizer import tokenizer_identity
 
 
 def leave_stamp(
-    launch: Launch | None,
+    task: TaskFunction,
     cells: Sequence[StudyCell],
     corpora: Mapping[DataConfig, Corpus | None],
     *,
@@ -26,12 +29,13 @@ def leave_stamp(
     """Leave a stamp if every cell has a final record by now; nothing that fails here is an error.
 
     Args:
-        launch: that of this process; None leaves nothing.
+        task: the command's, which knows its launch; another one leaves nothing.
         cells: as they were planned.
         corpora: that they were planned on.
         keep_missing: as the launch wrote its plan.
     """
     ended = [_ended(cell) for cell in cells]
+    launch = task.launch if isinstance(task, CommandTask) else None
     if launch is None or any(cell.to_run for cell in ended):
         return
     try:

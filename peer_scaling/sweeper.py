@@ -70,8 +70,7 @@ class IsoflopSweeper(Sweeper):
             UserError: the study is not one.
         """
         self._study = _study(self._values)
-        self._config, self._loader = config, hydra_context.config_loader
-        self._task = task_function
+        self._config, self._loader, self._task = config, hydra_context.config_loader, task_function
         self._launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -103,8 +102,7 @@ class IsoflopSweeper(Sweeper):
         write_plan(planned, runs[0].study_folder, keep_missing=bool(axes))
         print(summary_line(planned), flush=True)
         codes = self._launch(planned, fixed)
-        if isinstance(self._task, CommandTask):
-            leave_stamp(self._task.launch, planned, corpora, keep_missing=bool(axes))
+        leave_stamp(self._task, planned, corpora, keep_missing=bool(axes))
         return codes
 
     def _runs(self, cells: Sequence[Cell], fixed: list[str]) -> list[Run]:

@@ -286,3 +286,9 @@ def test_a_finished_study_is_known_without_heavy_imports(tmp_path):
     assert (ordinary.returncode, ordinary.stdout, ordinary.stderr) == (0, again.stdout, "")
     assert (tmp_path / "runs" / "smoke" / "plan.csv").read_text() == plan
     assert list((tmp_path / "cache" / "finished").iterdir())
+    (record,) = (tmp_path / "runs" / "smoke").glob("*/record.json")
+    record.unlink()
+    trained = peer_train(*smoke, folder=tmp_path, **environment)
+    assert "smoke: 1 cells, 1 missing" in trained.stdout
+    assert trained.stdout.count("perplexity") == 1
+    assert record.is_file()
