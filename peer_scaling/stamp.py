@@ -52,6 +52,7 @@ class Command:
     folder: Path
     """The current one."""
     environment: Mapping[str, str]
+    """The variables that it may follow from, and no other: launchers write down what they send."""
     search: tuple[str, ...]
     """Where Python looks for packages."""
     package: Path
@@ -65,7 +66,11 @@ class Command:
         return Command(
             arguments=tuple(sys.argv[1:]),
             folder=Path.cwd(),
-            environment=dict(os.environ),
+            environment={
+                name: value
+                for name, value in os.environ.items()
+                if name in REFUSED or name.startswith(KEYED)
+            },
             search=tuple(sys.path),
             package=PACKAGE,
             configs=(config_folder("conf"), config_folder("sweeps")),
@@ -87,12 +92,15 @@ class Command:
         """
         if any(name in self.environment for name in REFUSED):
             raise DoubtError
+        code = _files(self.package, ".py")
+        if not code:
+            raise DoubtError  # in an archive
         folders = [*self.configs, *self._own_folders()]
         return _digest(
             [
                 [FORMAT, sys.version, sys.platform, str(self.folder), self.arguments],
-                sorted(i for i in self.environment.items() if i[0].startswith(KEYED)),
-                [[str(file), _sha256(file)] for file in _files(self.package, ".py")],
+                sorted(self.environment.items()),
+                [[str(file), _sha256(file)] for file in code],
                 [[str(file), _config(file)] for f in folders for file in _files(f, ".yaml")],
                 [[place, *_installed(Path(place))] for place in self.search],
                 sorted(glob.glob("/dev/nvidia*")),
