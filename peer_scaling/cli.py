@@ -29,6 +29,7 @@ from peer_scaling.errors import (
 from peer_scaling.explain import explain
 from peer_scaling.guard import GuardedLoader, check_arguments, guarded
 from peer_scaling.paths import config_folder
+from peer_scaling.stamp import Launch
 
 DEFAULT_CONFIG = "train"
 PLUGIN_MODULE = "hydra_plugins.peer_scaling"
@@ -48,8 +49,8 @@ class CommandTask:
     An object and not a closure, so that launchers can send it to other processes.
     """
 
-    def __init__(self, task: Callable[[DictConfig], int]) -> None:
-        self._task = task
+    def __init__(self, task: Callable[[DictConfig], int], launch: Launch | None = None) -> None:
+        self._task, self.launch = task, launch
         self.exit_code = 0
 
     def __call__(self, config: DictConfig) -> int:
@@ -63,12 +64,15 @@ class CommandTask:
         return code
 
 
-def run_command(task: Callable[[DictConfig], int], *plugins: type) -> NoReturn:
+def run_command(
+    task: Callable[[DictConfig], int], *plugins: type, launch: Launch | None = None
+) -> NoReturn:
     """Run `task` through Hydra with this process's arguments, and exit with its code.
 
     Args:
         task: returns an exit code; may raise UserError.
         plugins: sweepers and launchers, in configs `hydra_plugins.peer_scaling.<Class>`.
+        launch: of this process, if its study is to leave a stamp when it is finished.
 
     A traceback is shown for what is no user error, and for everything if HYDRA_FULL_ERROR is set;
     in either case without secrets.
@@ -76,7 +80,7 @@ def run_command(task: Callable[[DictConfig], int], *plugins: type) -> NoReturn:
     wants_tracebacks = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, where it would print and exit with 1
     register_plugins(StudiesOnSearchPath, *plugins)
-    command = CommandTask(task)
+    command = CommandTask(task, launch)
     entry = hydra.main(
         version_base="1.3", config_path=str(config_folder("conf")), config_name=DEFAULT_CONFIG
     )(command)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -208,13 +209,19 @@ def bind(
     before = len(problems)
     problems += _refusals(cls, values, path, others)
     try:
-        bound = TypeAdapter(cls).validate_python(dict(values))
+        bound = _adapter(cls).validate_python(dict(values))
     except ValidationError as error:
         for details in error.errors():
             problems += _lines(path, dict(details))
     else:
         return bound if len(problems) == before else None
     return None
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """Made once for each type: a study binds all of them for every cell."""
+    return TypeAdapter(cls)
 
 
 def _refusals(

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,11 @@ def _check_yaml(path: Path) -> None:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise UserError(f"{path}: {size:,} bytes, above the limit of {MAX_FILE_BYTES:,}")
-    text = path.read_text(encoding="utf-8")
+    _check_text(path, path.read_text(encoding="utf-8"))
+
+
+@cache  # a study reads the same few files for every model
+def _check_text(path: Path, text: str) -> None:
     if _open_brackets(text) > MAX_OPEN:
         raise UserError(f"{path}: more than {MAX_OPEN} open brackets")
     root = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -33,6 +33,8 @@ class CellPlanner:
         """`fixed`: overrides for every cell."""
         self._config, self._loader, self._fixed = config, loader, list(fixed)
         self._composed: dict[tuple[str, str], DictConfig] = {}
+        self.corpora: dict[DataConfig, Corpus | None] = {}
+        """That the cells planned so far read."""
 
     def plan(self, cells: Sequence[Cell], *, may_stream: bool = True) -> list[StudyCell]:
         """What becomes of every cell.
@@ -48,6 +50,7 @@ class CellPlanner:
         settings = runs[0].settings
         closed_folder(Path(settings.runs_dir), settings.study)
         corpora = _corpora(runs, may_stream=may_stream and not settings.dry_run)
+        self.corpora |= corpora
         planned = [_plan(c, r, corpora[r.data]) for c, r in zip(cells, runs, strict=True)]
         _refuse_twins(planned)
         return planned

@@ -23,6 +23,7 @@ from peer_scaling.cli import CommandTask
 from peer_scaling.config import bind
 from peer_scaling.display import run_name
 from peer_scaling.errors import EXIT_DONE, UserError
+from peer_scaling.finished import leave_stamp
 from peer_scaling.jobs import CellJob, CellResult, CellSubmitter, check_results, failure_table
 from peer_scaling.launching import Launching
 from peer_scaling.plan import Study, enumerate_cells, restrict
@@ -88,14 +89,22 @@ class IsoflopSweeper(Sweeper):
         if self._adaptive and "size" not in axes:
             results = self._sweep_in_rounds(self._adaptive, axes, planner)
         else:
-            cells = planner.plan(enumerate_cells(restrict(self._study, axes)))
-            results = self._run(cells, keep_missing=bool(axes))
+            results = self._sweep_cells(restrict(self._study, axes), planner, bool(axes))
         check_results(results)
         if table := failure_table(results):
             print(table, flush=True)
         if results and isinstance(self._task, CommandTask):
             self._task.exit_code = EXIT_DONE  # every cell has its outcome, diverged ones too
         return [result.exit_code for result in results]
+
+    def _sweep_cells(
+        self, study: Study, planner: CellPlanner, keep_missing: bool
+    ) -> list[CellResult]:
+        cells = planner.plan(enumerate_cells(study))
+        results = self._run(cells, keep_missing=keep_missing)
+        if not cells[0].run.settings.dry_run:
+            leave_stamp(self._task, cells, planner.corpora, keep_missing=keep_missing)
+        return results
 
     def _sweep_in_rounds(
         self, adaptive: Adaptive, axes: Iterable[str], planner: CellPlanner

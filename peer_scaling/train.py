@@ -38,15 +38,16 @@ from peer_scaling.record import (
     find_record,
     record_text,
 )
+from peer_scaling.stamp import Launch
 from peer_scaling.step import pick_device
 from peer_scaling.stop import LostRunError, StopFlag, StoppedError
 from peer_scaling.sweeper import IsoflopSweeper
 from peer_scaling.waiting import SubmititSlurmLauncher
 
 
-def main() -> None:
-    """The console script `peer-train`."""
-    run_command(task, IsoflopSweeper, LocalLauncher, SubmititSlurmLauncher)
+def main(launch: Launch | None = None) -> None:
+    """The command `peer-train`, from `launch.py` or from the module itself."""
+    run_command(task, IsoflopSweeper, LocalLauncher, SubmititSlurmLauncher, launch=launch)
 
 
 def task(config: DictConfig) -> int:

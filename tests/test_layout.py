@@ -67,7 +67,9 @@ def test_study_headers_count_their_runs(study):
     path = ROOT / "sweeps" / f"{study}.yaml"
     sweeper = OmegaConf.load(path).hydra.sweeper
     adaptive = sweeper.get("adaptive")  # then the header says how many runs there are to begin with
-    cells = sum(adaptive.get("start", 4) if adaptive else len(rung.sizes) for rung in sweeper.ladder)
+    cells = sum(
+        adaptive.get("start", 4) if adaptive else len(rung.sizes) for rung in sweeper.ladder
+    )
     runs = cells * len(sweeper.variants) * len(sweeper.get("seeds", [0]))
     header = path.read_text().split("defaults:")[0]
     assert f"= {runs} runs" in header
