@@ -1,10 +1,12 @@
 """W&B is a mirror: complete offline, optional, and never in the way."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from peer_scaling import track
+from peer_scaling.record import parse_record
 from peer_scaling.train import run_once
 from planned_runs import make_planned
 
@@ -17,14 +19,17 @@ def test_wandb_offline_holds_what_the_record_holds(tmp_path, monkeypatch):
     record = run_once(planned)
     folders = list((planned.folder / "wandb").glob("offline-run-*"))
     assert len(folders) == 1
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
     (log,) = folders[0].glob("*.wandb")
-    output = subprocess.run([*command, str(log)], capture_output=True, text=True, check=True).stdout
-    text = output.replace(" ", "")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = text.replace(" ", "")
     assert f'"{planned.run_id}"' in text
     for part in ("mine", "d8_l2", "dense", "7e8", "train/loss", "eval/loss", "tokens", "flops"):
         assert part in text
-    assert f"{record.loss:.6f}"[:7] in text
+    shown = subprocess.run([*command, "--summary"], capture_output=True, text=True, check=True)
+    summary = json.loads(shown.stdout)["summary"]
+    assert parse_record(summary["record"], log) == record
+    assert summary["num_params_total"] == record.num_params_total
 
 
 def test_wandb_goes_online_only_with_a_key(tmp_path, monkeypatch):
