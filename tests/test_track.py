@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pandas.testing import assert_frame_equal
+
+from analysis.load import load_runs, usable
 from peer_scaling import track
-from peer_scaling.record import parse_record
+from peer_scaling.record import SUMMARY_KEY, parse_record
 from peer_scaling.train import run_once
 from planned_runs import make_planned
 
@@ -28,8 +31,11 @@ def test_wandb_offline_holds_what_the_record_holds(tmp_path, monkeypatch):
         assert part in text
     shown = subprocess.run([*command, "--summary"], capture_output=True, text=True, check=True)
     summary = json.loads(shown.stdout)["summary"]
-    assert parse_record(summary["record"], log) == record
+    assert parse_record(summary[SUMMARY_KEY], log) == record
     assert summary["num_params_total"] == record.num_params_total
+    from_records, mirrored = load_runs(planned.folder), load_runs(f"wandb-offline:{tmp_path}")
+    assert_frame_equal(mirrored, from_records, check_exact=True)
+    assert usable(from_records)["loss"].tolist() == [record.loss]
 
 
 def test_wandb_goes_online_only_with_a_key(tmp_path, monkeypatch):
