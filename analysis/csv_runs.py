@@ -42,7 +42,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    frame.to_csv(path, index=False, encoding="utf-8")
+    frame.to_csv(path, index=False, encoding="utf-8", compression=None)
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

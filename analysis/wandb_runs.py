@@ -104,7 +104,7 @@ def _without_key(error: Exception) -> str:
 
 def _online_run(run: Any, path: str) -> WandbRun:
     where = f"wandb:{path}/{run.id}"
-    return WandbRun(run.id, run.group, run.state, run.config, dict(run.summary), where)
+    return WandbRun(run.id, run.group, run.state, run.config, run.summary_metrics, where)
 
 
 def _inspect(log: Path) -> WandbRun | dict[str, Any]:

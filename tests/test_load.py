@@ -71,7 +71,7 @@ class FakeApi:
 def online(record, **changes):
     run = {"id": record.run_id, "group": record.study, "state": "finished"}
     config, summary = dict(record.config), record_summary(record)
-    return SimpleNamespace(**{**run, "config": config, "summary": summary, **changes})
+    return SimpleNamespace(**{**run, "config": config, "summary_metrics": summary, **changes})
 
 
 def test_records_csv_and_wandb_are_the_same_to_the_last_digit(study, offline, tmp_path):
@@ -138,12 +138,29 @@ def test_a_running_study_loads_with_the_cells_that_have_no_record(study, tmp_pat
     assert any("not the plan" in why for why in excluded(load_runs(running))["excluded"])
 
 
+def test_wandbs_own_runs_have_what_is_read_of_them(study, tmp_path, monkeypatch):
+    """W&B's class, filled as its server answers; the others are stand-ins of the same shape."""
+    from wandb.apis.public.runs import Run
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    record = read_record(next(study.glob(f"dense-*/{RECORD}")))
+    answer = {
+        "name": record.run_id, "group": record.study, "state": "finished", "projectId": "1",
+        "config": json.dumps({key: {"value": value} for key, value in record.config.items()}),
+        "summaryMetrics": json.dumps(record_summary(record)), "systemMetrics": "{}",
+        "user": {"name": "u", "username": "u"}, "sweepName": None,
+    }  # fmt: skip
+    api = FakeApi([Run(None, "me", "mine", record.run_id, answer, lazy=False)])
+    monkeypatch.setattr(wandb_runs, "_api", lambda: api)
+    assert load_runs("wandb:me/mine", record.study)["loss"].tolist() == [record.loss]
+
+
 def test_runs_of_wandb_that_have_not_ended_say_so(study, tmp_path, monkeypatch):
     record = read_record(next(study.glob(f"dense-*/{RECORD}")))
     others = [
-        online(record, id="running", state="running", summary={"loss": 3.0, "tokens": 5}),
-        online(record, id="stopped", state="failed", summary={"status": "interrupted"}),
-        online(record, id="torn", summary={"peer_scaling_record": '{"schema": 1, "run'}),
+        online(record, id="running", state="running", summary_metrics={"loss": 3.0, "tokens": 5}),
+        online(record, id="stopped", state="failed", summary_metrics={"status": "interrupted"}),
+        online(record, id="torn", summary_metrics={"peer_scaling_record": '{"schema": 1, "run'}),
     ]
     monkeypatch.setattr(wandb_runs, "_api", lambda: FakeApi([online(record), *others]))
     frame = load_runs("wandb:me/mine")
@@ -159,7 +176,11 @@ def test_anybodys_wandb_runs_load_by_the_documented_names(monkeypatch):
     config = {"variant": "mine", "num_params_total": 10**6, "seed": 3, "lr": {"max": 1}}
     runs = [
         SimpleNamespace(
-            id=name, group=None, state="finished", config=config, summary={"flops": 1e12, **summary}
+            id=name,
+            group=None,
+            state="finished",
+            config=config,
+            summary_metrics={"flops": 1e12, **summary},
         )
         for name, summary in {
             "a": {"loss": 3.25, "tokens": 2**70},
