@@ -70,9 +70,9 @@ def _cells(plan: Path) -> dict[Path, dict[str, Any]]:
     cells = {}
     for _, line in lines:
         values = dict(zip(header, line, strict=False))
-        # A name, never a path: joined to the folder it is compared with folders, and not opened.
+        # A name, never a path: joined to the folder it is compared with folders, and nothing is read.
         folder = plan.parent / Path(values.get("run_id", "")).name
-        begun = "begun" if (folder / HISTORY).is_file() else "not begun"
+        begun = "begun" if folder.is_dir() else "not begun"
         labels = {name: values.get(name) for name in ("variant", "size", "budget", "seed", "flops")}
         study = {"study": plan.parent.name, "status": "unfinished"}
         cells[folder] = refused_row(
