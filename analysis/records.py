@@ -52,9 +52,11 @@ def _unfinished(root: Path, recorded: set[Path]) -> list[dict[str, Any]]:
     rows: dict[Path, dict[str, Any]] = {}
     for plan in sorted(root.rglob(PLAN)):
         rows |= {folder: row for folder, row in _cells(plan).items() if folder not in recorded}
-    for history in sorted(root.rglob(HISTORY)):
+    known = recorded | rows.keys()
+    for history in sorted(root.rglob(HISTORY), key=lambda path: len(path.parts)):
         folder = history.parent
-        if folder not in recorded and folder not in rows:
+        if known.isdisjoint([folder, *folder.parents]):  # a checkpoint has a history of its own
+            known.add(folder)
             rows[folder] = refused_row(folder.name, "no record yet: begun", status="unfinished")
     return list(rows.values())
 
@@ -70,7 +72,7 @@ def _cells(plan: Path) -> dict[Path, dict[str, Any]]:
     cells = {}
     for _, line in lines:
         values = dict(zip(header, line, strict=False))
-        # A name, never a path: joined to the folder it is compared with folders, and nothing is read.
+        # A name, never a path: what it leads to is compared with folders, and not read.
         folder = plan.parent / Path(values.get("run_id", "")).name
         begun = "begun" if folder.is_dir() else "not begun"
         labels = {name: values.get(name) for name in ("variant", "size", "budget", "seed", "flops")}

@@ -113,9 +113,14 @@ def test_a_running_study_loads_with_the_cells_that_have_no_record(study, tmp_pat
     running = tmp_path / "mine"
     shutil.copytree(study, running)
     (running / "dense-begun").mkdir()
-    (running / "dense-begun" / "history.jsonl").write_text('{"step": 1}\n')
-    (running / "alone").mkdir()
-    (running / "alone" / "history.jsonl").write_text("")
+    for folder in (
+        "dense-begun",
+        "dense-begun/checkpoints/step-1",
+        "alone",
+        "alone/checkpoints/step-1",
+    ):
+        (running / folder).mkdir(parents=True, exist_ok=True)
+        (running / folder / "history.jsonl").write_text('{"step": 1}\n')
     done = next(running.glob("dense-*-s0-*")).name
     (running / "plan.csv").write_text(
         "run_id,variant,size,budget,seed,flops,epochs,state,reason\n"
@@ -126,7 +131,7 @@ def test_a_running_study_loads_with_the_cells_that_have_no_record(study, tmp_pat
     )
     frame = load_runs(running)
     reasons = dict(zip(frame["run_id"], frame["excluded"], strict=True))
-    assert len(usable(frame)) == 6
+    assert (len(usable(frame)), len(frame)) == (6, 11)
     assert reasons["dense-begun"] == "no record yet: begun"
     assert reasons["../../etc"] == reasons["short"] == "no record yet: not begun"
     assert reasons["alone"] == "no record yet: begun"
