@@ -2,31 +2,68 @@
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+
+from analysis.csv_runs import write_csv
 from analysis.isoflop import AXES
-from analysis.load import AnalysisError
-from analysis.report import analyse, summary, write
+from analysis.load import OFFLINE, ONLINE, AnalysisError, excluded, load_runs, usable
 
 EXIT_USAGE = 2
+RUNS = (
+    "a study's folder, as runs/isoflop_laptop; a CSV file; wandb:ENTITY/PROJECT; "
+    "wandb-offline:FOLDER (docs/data-format.md)"
+)
 
 
 def main() -> None:
     """The console script: 0 if the analysis was written, 2 with one line if it cannot be."""
     arguments = _parser().parse_args()
     try:
-        report = analyse(arguments.runs, arguments.axis)
+        {"isoflop": _isoflop, "load": _load}[arguments.verb](arguments)
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    folder = arguments.out or Path(arguments.runs) / "analysis"
+
+
+def _isoflop(arguments: argparse.Namespace) -> None:
+    from analysis.report import analyse, summary, write  # matplotlib, which `load` does without
+
+    report = analyse(arguments.runs, arguments.axis, arguments.study)
+    folder = arguments.out or _default_folder(arguments.runs)
     try:
         paths = write(report, folder)
     except OSError as error:
-        print(f"error: --out {folder}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        raise AnalysisError(f"--out {folder}: {error.strerror or error}") from error
     print(summary(report))
     print(f"\nwritten to {folder}: {', '.join(path.name for path in paths)}")
+
+
+def _load(arguments: argparse.Namespace) -> None:
+    frame = load_runs(arguments.runs, arguments.study)
+    if arguments.csv:
+        try:
+            write_csv(frame, arguments.csv)
+        except OSError as error:
+            raise AnalysisError(f"--csv {arguments.csv}: {error.strerror or error}") from error
+    print("\n".join(_lines(frame)))
+
+
+def _lines(frame: pd.DataFrame) -> list[str]:
+    cells = Counter(usable(frame)["variant"])
+    counts = ", ".join(f"{count} {variant}" for variant, count in sorted(cells.items()))
+    left = excluded(frame)
+    lines = [f"{len(usable(frame))} of {len(frame)} runs can be used{counts and ': '}{counts}"]
+    return lines + [f"{run}: {why}" for run, why in left[["run_id", "excluded"]].itertuples(False)]
+
+
+def _default_folder(runs: str) -> Path:
+    path = Path(runs.removeprefix(OFFLINE))
+    if runs.startswith(ONLINE):
+        return Path(f"{Path(runs.removeprefix(ONLINE)).name}_analysis")
+    return path / "analysis" if path.is_dir() else path.with_name(f"{path.stem}_analysis")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +74,17 @@ def _parser() -> argparse.ArgumentParser:
         help="isoFLOP curves, optima, perplexities, compute multipliers",
         description="Fit the isoFLOP curves of a study; write figures and tables, print a summary.",
     )
-    isoflop.add_argument("runs", help="folder of the study, as runs/isoflop_laptop")
-    isoflop.add_argument("--out", type=Path, help="where to write (default: <runs>/analysis)")
+    isoflop.add_argument(
+        "--out", type=Path, help="where to write (default: <runs>/analysis, <CSV>_analysis)"
+    )
     isoflop.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
+    load = verbs.add_parser(
+        "load",
+        help="what can be used of the runs, and why the rest cannot; all of them as CSV",
+        description="Load runs, print what is excluded and why, and write them as a table.",
+    )
+    load.add_argument("--csv", type=Path, help="file to write; it loads back as the same runs")
+    for verb in (isoflop, load):
+        verb.add_argument("runs", help=RUNS)
+        verb.add_argument("--study", help="only this study's runs")
     return parser

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis import figures, tables
 from analysis.compare import ComputeMultiplier, compute_multiplier
 from analysis.isoflop import IsoflopFit, PowerLaw, fit_isoflop
-from analysis.load import excluded, load_runs, not_causal, usable
+from analysis.load import AnalysisError, excluded, load_runs, not_causal, usable
 from peer_scaling.record import budget_label
 
 NOT_CAUSAL = (
@@ -28,13 +28,21 @@ class IsoflopReport:
     multipliers: tuple[ComputeMultiplier, ...]
 
 
-def analyse(source: str | Path, axis: str = "num_params_total") -> IsoflopReport:
-    """Load and fit a study.
+def analyse(
+    source: str | Path, axis: str = "num_params_total", study: str | None = None
+) -> IsoflopReport:
+    """Load and fit a study; `source` and `study` are `load_runs`'s.
 
     Raises:
         AnalysisError: nothing there that can be analysed.
     """
-    frame = load_runs(source)
+    frame = load_runs(source, study)
+    if usable(frame).empty:
+        why = frame["excluded"].iloc[0]
+        raise AnalysisError(
+            f"none of {len(frame)} runs is usable, the first because of {why}; "
+            f"`peer-analyze load {source}` lists all"
+        )
     fit = fit_isoflop(frame, axis)
     return IsoflopReport(frame, fit, tuple(compute_multiplier(fit)))
 

@@ -54,7 +54,7 @@ def make_attempt(planned: PlannedRun, attempt: Attempt) -> RunRecord:
             results["matmul_peak_flops_per_second"] = peak
             results |= train(planned, tracker, course, stop, world)
     except LostRunError:
-        tracker.finish("interrupted", {})
+        tracker.finish(None)
         raise
     except DivergedError as error:
         status, reason = "diverged", f"after step {course.step}: {error}"
@@ -71,7 +71,7 @@ def make_attempt(planned: PlannedRun, attempt: Attempt) -> RunRecord:
                 (planned.folder / "error.txt").write_text(text)
         traceback.clear_frames(error.__traceback__)  # they hold the model
     except BaseException:  # stopped: no record, the next start continues
-        tracker.finish("interrupted", {})
+        tracker.finish(None)
         raise
     record = RunRecord(
         **_measured(planned, course, results.get("matmul_peak_flops_per_second")),
@@ -84,7 +84,7 @@ def make_attempt(planned: PlannedRun, attempt: Attempt) -> RunRecord:
     )
     if world.is_first:
         record = _published(record, planned, attempt)
-    tracker.finish(record.status, {"loss": record.loss, "perplexity": record.perplexity})
+    tracker.finish(record)
     return record
 
 

@@ -27,6 +27,9 @@ FAILED = re.compile(r"failed-(\d+)\.json")
 HISTORY = "history.jsonl"
 REWOUND = "history-rewound.jsonl"
 """Lines of a history that a resumed run wrote again."""
+SUMMARY_KEY = "peer_scaling_record"
+"""In the summary of a run's W&B mirror: `record_text`, as text. W&B keeps a text as it is, and
+writes the number 700000000.0 as 700000000."""
 PLAN = "plan.csv"
 """In a study's folder: its cells, as the last launch planned them."""
 DECISIONS = "decisions.jsonl"
@@ -145,13 +148,26 @@ def read_record(path: Path) -> RunRecord:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise RecordError(f"{path}: a link or no regular file; a record is a file of its own")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: not readable as JSON ({error})") from error
+    return parse_record(text, path)
+
+
+def parse_record(text: str, where: object) -> RunRecord:
+    """The record that `record_text` wrote, wherever it was kept; `where` is named in errors.
+
+    Raises:
+        RecordError: the text is not JSON, not a record, or of a newer schema.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}: not readable as JSON ({error})") from error
     if not isinstance(values, dict) or not isinstance(values.get("schema"), int):
-        raise RecordError(f"{path}: not a run record (no `schema`)")
+        raise RecordError(f"{where}: not a run record (no `schema`)")
     if values["schema"] > SCHEMA:
-        raise RecordError(f"{path}: schema {values['schema']} is newer than {SCHEMA}; update")
+        raise RecordError(f"{where}: schema {values['schema']} is newer than {SCHEMA}; update")
     kinds = _kinds()
     own = {name: value for name, value in values.items() if name in kinds}
     wrong = [
@@ -160,11 +176,11 @@ def read_record(path: Path) -> RunRecord:
         if not any(_is_a(value, kind) for kind in kinds[name])
     ]
     if wrong:
-        raise RecordError(f"{path}: not what a record holds: {', '.join(wrong)}")
+        raise RecordError(f"{where}: not what a record holds: {', '.join(wrong)}")
     try:
         return RunRecord(**own)
     except (TypeError, ValueError) as error:
-        raise RecordError(f"{path}: {error}") from error
+        raise RecordError(f"{where}: {error}") from error
 
 
 def failed_name(attempt: int) -> str:

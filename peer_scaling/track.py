@@ -1,16 +1,19 @@
-"""W&B as an optional mirror of a run: what it shows is in `record.json` and `history.jsonl` too."""
+"""W&B as an optional mirror of a run: what it shows is in `record.json` and `history.jsonl` too,
+and the whole record is in its summary, so that `analysis` can do without the run's folder.
+"""
 
 import netrc
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from peer_scaling.errors import check, first_line
 from peer_scaling.paths import NAME, NAME_RULE
+from peer_scaling.record import SUMMARY_KEY, RunRecord, record_text
 
 KINDS = ("wandb", "off")
 WANDB_HOST = "api.wandb.ai"
@@ -63,8 +66,8 @@ class Tracker(ABC):
         """Add one line of history; `tokens` and `flops` are among the metrics."""
 
     @abstractmethod
-    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """End the run, in every outcome."""
+    def finish(self, record: RunRecord | None) -> None:
+        """End the run, in every outcome; without a record if it was interrupted."""
 
 
 class NullTracker(Tracker):
@@ -73,7 +76,7 @@ class NullTracker(Tracker):
     def log(self, metrics: Mapping[str, float]) -> None:
         """Do nothing."""
 
-    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+    def finish(self, record: RunRecord | None) -> None:
         """Do nothing."""
 
 
@@ -116,10 +119,11 @@ class WandbTracker(Tracker):
         if not self._failed:
             self._try(lambda: self._run.log(dict(metrics)))
 
-    def finish(self, status: str, summary: Mapping[str, Any]) -> None:
+    def finish(self, record: RunRecord | None) -> None:
         """Write the summary and end the run; anything but `done` counts as a failure."""
-        self._try(lambda: self._run.summary.update({**summary, "status": status}))
-        self._try(lambda: self._run.finish(exit_code=0 if status == "done" else 1))
+        summary = record_summary(record) if record else {"status": "interrupted"}
+        self._try(lambda: self._run.summary.update(summary))
+        self._try(lambda: self._run.finish(exit_code=0 if summary["status"] == "done" else 1))
 
     def _try(self, call: Callable[[], object]) -> None:
         """Say so when W&B first fails, and go on."""
@@ -129,6 +133,15 @@ class WandbTracker(Tracker):
             if not self._failed:
                 print(f"{self._run_id}: W&B stopped: {first_line(error)}", flush=True)
             self._failed = True
+
+
+def record_summary(record: RunRecord) -> dict[str, Any]:
+    """A record for a W&B summary: its numbers and words one by one, for tables, and all of it as
+    the text that `record.parse_record` reads.
+    """
+    single = (str, int, float)
+    fields = {name: value for name, value in asdict(record).items() if isinstance(value, single)}
+    return {**fields, SUMMARY_KEY: record_text(record)}
 
 
 def start_tracker(config: TrackerConfig, labels: RunLabels, folder: Path) -> Tracker:

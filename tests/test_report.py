@@ -216,7 +216,11 @@ def test_unknown_variants_get_looks_of_their_own():
 
 def test_analysis_imports_no_training_stack():
     heavy = ["torch", "hydra", "omegaconf", "wandb", "transformers", "datasets"]
-    code = f"import analysis.cli, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        "import analysis, importlib, pkgutil, sys;"
+        "[importlib.import_module(f'analysis.{m.name}') for m in pkgutil.iter_modules(analysis.__path__)];"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -1,10 +1,15 @@
 """W&B is a mirror: complete offline, optional, and never in the way."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+from pandas.testing import assert_frame_equal
+
+from analysis.load import load_runs, usable
 from peer_scaling import track
+from peer_scaling.record import SUMMARY_KEY, parse_record
 from peer_scaling.train import run_once
 from planned_runs import make_planned
 
@@ -17,14 +22,20 @@ def test_wandb_offline_holds_what_the_record_holds(tmp_path, monkeypatch):
     record = run_once(planned)
     folders = list((planned.folder / "wandb").glob("offline-run-*"))
     assert len(folders) == 1
-    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
     (log,) = folders[0].glob("*.wandb")
-    output = subprocess.run([*command, str(log)], capture_output=True, text=True, check=True).stdout
-    text = output.replace(" ", "")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = text.replace(" ", "")
     assert f'"{planned.run_id}"' in text
     for part in ("mine", "d8_l2", "dense", "7e8", "train/loss", "eval/loss", "tokens", "flops"):
         assert part in text
-    assert f"{record.loss:.6f}"[:7] in text
+    shown = subprocess.run([*command, "--summary"], capture_output=True, text=True, check=True)
+    summary = json.loads(shown.stdout)["summary"]
+    assert parse_record(summary[SUMMARY_KEY], log) == record
+    assert summary["num_params_total"] == record.num_params_total
+    from_records, mirrored = load_runs(planned.folder), load_runs(f"wandb-offline:{tmp_path}")
+    assert_frame_equal(mirrored, from_records, check_exact=True)
+    assert usable(from_records)["loss"].tolist() == [record.loss]
 
 
 def test_wandb_goes_online_only_with_a_key(tmp_path, monkeypatch):

@@ -1,0 +1,83 @@
+"""Runs from the folders that training leaves: records, and cells that have none yet."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis.csv_runs import read_table
+from analysis.schema import AnalysisError, tidy
+from peer_scaling.record import (
+    HISTORY,
+    PLAN,
+    RecordError,
+    RunRecord,
+    find_records,
+    read_record,
+)
+
+SETTINGS = "ffw_settings"
+"""Beside the schema's columns: the numbers of the variant, for `comparable`."""
+
+
+def record_rows(root: Path) -> list[dict[str, Any]]:
+    """A row for every run below a folder that has a record, in the order of their paths; then one
+    for every cell of a plan, and every history, without a record: a study that is still running.
+    """
+    paths = list(find_records(root))
+    return [_row(path) for path in paths] + _unfinished(root, {path.parent for path in paths})
+
+
+def record_row(record: RunRecord) -> dict[str, Any]:
+    """A record as a row of the frame, with `SETTINGS`."""
+    flops = {f"flops_{name}": value for name, value in record.flops_by_convention.items()}
+    own = record.config.get("ffw")
+    settings = repr(sorted(own.items()) if isinstance(own, Mapping) else own)
+    return {**tidy({**asdict(record), **flops}), SETTINGS: settings}
+
+
+def refused_row(run_id: object, why: object, **labels: object) -> dict[str, Any]:
+    """A row for something that is no run that can be used."""
+    return tidy({"run_id": run_id, "excluded": str(why), **labels})
+
+
+def _row(path: Path) -> dict[str, Any]:
+    try:
+        return record_row(read_record(path))
+    except RecordError as error:
+        return refused_row(path.parent.name, error)
+
+
+def _unfinished(root: Path, recorded: set[Path]) -> list[dict[str, Any]]:
+    rows: dict[Path, dict[str, Any]] = {}
+    for plan in sorted(root.rglob(PLAN)):
+        rows |= {folder: row for folder, row in _cells(plan).items() if folder not in recorded}
+    known = recorded | rows.keys()
+    for history in sorted(root.rglob(HISTORY), key=lambda path: len(path.parts)):
+        folder = history.parent
+        if known.isdisjoint([folder, *folder.parents]):  # a checkpoint has a history of its own
+            known.add(folder)
+            rows[folder] = refused_row(folder.name, "no record yet: begun", status="unfinished")
+    return list(rows.values())
+
+
+def _cells(plan: Path) -> dict[Path, dict[str, Any]]:
+    """The cells of a plan by the folder of their run."""
+    try:
+        header, lines = read_table(plan)
+    except AnalysisError as error:
+        return {plan: refused_row(PLAN, error)}
+    if plan.is_symlink() or "run_id" not in header:
+        return {plan: refused_row(PLAN, f"{plan}: a link, or not the plan of a study")}
+    cells = {}
+    for _, line in lines:
+        values = dict(zip(header, line, strict=False))
+        # A name, never a path: what it leads to is compared with folders, and not read.
+        folder = plan.parent / Path(values.get("run_id", "")).name
+        begun = "begun" if folder.is_dir() else "not begun"
+        labels = {name: values.get(name) for name in ("variant", "size", "budget", "seed", "flops")}
+        study = {"study": plan.parent.name, "status": "unfinished"}
+        cells[folder] = refused_row(
+            values.get("run_id"), f"no record yet: {begun}", **labels, **study
+        )
+    return cells
