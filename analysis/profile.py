@@ -22,7 +22,8 @@ class ProfileStatus(StrEnum):
     CONCAVE = "concave"
     """The parabola opens downwards, beyond the noise: no minimum."""
     FLAT = "flat"
-    """Its curvature cannot be told from zero, or the minimum could be anywhere on the ladder."""
+    """Its curvature cannot be told from zero, or the minimum could be anywhere within a factor of 4
+    or more."""
     EDGE = "edge"
     """The lowest size is at an end of the ladder, or the interval of the minimum reaches one: the
     minimum is not bracketed."""
@@ -41,7 +42,7 @@ class Noise(StrEnum):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that the others contradict."""
+    """A run that is not in the fit."""
 
     run: str
     num_params: float
@@ -100,7 +101,7 @@ class Profile:
     """Its loss."""
     smallest: float
     largest: float
-    """The range of N that was trained."""
+    """The range of N that is fitted."""
     num_sizes: int
     num_runs: int
     """In the fit."""
@@ -117,7 +118,7 @@ class Profile:
         Degrees of freedom by Welch and Satterthwaite.
         """
         own, shared = self.loss_stderr**2, self.level_stderr**2
-        if not shared:
+        if not (self.ok and shared):
             return student_quantile(self.dof) * self.loss_stderr
         dof = (own + shared) ** 2 / (own**2 / self.dof + shared**2 / self.level_dof)
         return student_quantile(dof) * float(np.sqrt(own + shared))

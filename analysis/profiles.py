@@ -10,55 +10,28 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from analysis.fitting import CONFIDENCE, percentiles, student_quantile
-from analysis.minimum import Points, choose, kinds_for, replicate
-from analysis.noise import size_means
-from analysis.outliers import outliers
-from analysis.profile import LeftOut, Noise, Profile, ProfileStatus
+from analysis.ladder import Ladder, ladder_of
+from analysis.minimum import choose, kinds_for, repeated, replicate
+from analysis.profile import Noise, Profile, ProfileStatus
 from analysis.shapes import CURVES, Polynomial, Shape
-from peer_scaling.record import budget_label
 
 MIN_SIZES = 4
 """Sizes per profile: a parabola passes through any three points, whatever they say. Without a
 second seed five, so that two degrees of freedom are left for the noise."""
+FLATNESS = 0.01
+"""Level of the test by which the curvature is told from zero."""
 MAX_JUMP = float(np.log(2))
 """Of ln N* when one size is left out. Ladders step by factors of 1.3 to 2, so that a minimum that
 moves by more hangs on that size alone; an octave off also costs as much loss as a budget that is a
 few per cent smaller."""
+MAX_WIDTH = float(np.log(4))
+"""Of the 95 % interval of ln N*: an octave to each side."""
 MAX_LOST = 0.1
 """Share of the repetitions with other noise that may have no minimum."""
 NUM_POINTS = 200
-AXIS_WORDS = {"num_params_total": "total parameters", "num_params_active": "active parameters"}
-
-
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """The runs of a profile that are fitted, by size."""
-
-    names: list[str]
-    num_params_I: np.ndarray
-    tokens_I: np.ndarray
-    points: Points
-    centre: float
-    """Of ln N: x is ln N less this."""
-    left_out: tuple[LeftOut, ...]
-    num_runs: int
-
-    @property
-    def loss_I(self) -> np.ndarray:
-        """Mean over seeds, nats per token."""
-        return self.points.means.loss_I
-
-    @property
-    def weight_I(self) -> np.ndarray:
-        """Inverse variances, relative."""
-        return self.points.means.weight_I
-
-    def without(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(x, loss, weight) of the other sizes."""
-        others = np.arange(len(self.names)) != i
-        return self.points.x_I[others], self.loss_I[None, others], self.weight_I[others]
 
 
 @dataclass(frozen=True)
@@ -81,7 +54,7 @@ def fit_profile(
         axis: the column that N counts.
         level: of the interval of N*; it decides nothing.
     """
-    ladder = _ladder(runs, axis)
+    ladder = ladder_of(runs, axis)
     best = int(np.argmin(ladder.loss_I))
     facts: dict[str, Any] = {
         "variant": variant,
@@ -103,42 +76,6 @@ def fit_profile(
         drawn = _curve(ladder, Shape.PARABOLA) if kinds else {}
         return Profile(**facts | drawn | vars(refusal))
     return Profile(**facts | _located(ladder, kinds, level))
-
-
-def _ladder(runs: pd.DataFrame, axis: str) -> Ladder:
-    runs = runs.sort_values([axis, "size"], kind="stable")
-    names, size_U = np.unique(runs["size"].astype(str), return_inverse=True)
-    log_N_U = np.log(runs[axis].to_numpy())
-    # By N, not by name.
-    order = np.argsort([log_N_U[size_U == i].mean() for i in range(len(names))])
-    names, size_U = names[order], np.argsort(order)[size_U]
-    seed_U = pd.factorize(runs["seed"].where(runs["seed"].notna(), runs.index.to_series()))[0]
-    loss_U = runs["loss"].to_numpy()
-    far = outliers(size_U, seed_U, log_N_U, loss_U)
-    kept_U = np.ones(len(runs), dtype=bool)
-    kept_U[far] = False
-    rest = runs.loc[kept_U]
-    labels, index_U = np.unique(size_U[kept_U], return_inverse=True)
-    means = size_means(index_U, pd.factorize(seed_U[kept_U])[0], loss_U[kept_U])
-    of_size = rest.groupby(index_U)
-    num_params_I = of_size[axis].mean().to_numpy()
-    centre = float(np.log(num_params_I).mean())
-    return Ladder(
-        names=[str(names[i]) for i in labels],
-        num_params_I=num_params_I,
-        tokens_I=of_size["tokens"].mean().to_numpy(),
-        points=Points(np.log(num_params_I) - centre, means),
-        centre=centre,
-        left_out=tuple(_left_out(runs.iloc[i], axis) for i in far),
-        num_runs=len(rest),
-    )
-
-
-def _left_out(run: pd.Series, axis: str) -> LeftOut:
-    name = str(run["run_id"] or f"{run['variant']}-{run['size']}-{budget_label(run['budget'])}")
-    return LeftOut(
-        name, float(run[axis]), float(run["loss"]), "outlier: contradicted by the other sizes"
-    )
 
 
 def _too_few(ladder: Ladder, kinds: Sequence[Shape]) -> Refusal | None:
@@ -183,7 +120,8 @@ def _bend(ladder: Ladder) -> tuple[float, float, float, float]:
         variance = float(means.weight_I @ residual_I**2) / dof
     if means.dof:
         dof, variance = means.dof, means.variance
-    margin_K = student_quantile(dof) * np.sqrt(variance * np.diag(solver_KI / means.weight_I @ solver_KI.T))
+    spread_K = np.sqrt(variance * np.diag(solver_KI / means.weight_I @ solver_KI.T))
+    margin_K = float(stdtrit(dof, 1 - FLATNESS / 2)) * spread_K
     return float(theta_K[2]), float(margin_K[2]), float(theta_K[1]), float(margin_K[1])
 
 
@@ -209,8 +147,8 @@ def _located(ladder: Ladder, kinds: Sequence[Shape], level: float) -> dict[str, 
         drawn = _curve(ladder, Shape.PARABOLA)
         return drawn | vars(_edge(ladder, low=bool(drawn["curve_loss"].argmin() == 0)))
     shape = kinds[int(chosen.kind_R[0])]
-    found = replicate(points, kinds, np.random.default_rng(0))
-    refusal = _unstable(ladder, kinds, x, found.lost)
+    found = replicate(points, repeated(kinds, shape), np.random.default_rng(0))
+    refusal = _unstable(ladder, shape, x, found.lost)
     if refusal is None:
         error_low, error_high = percentiles(found.x_R, CONFIDENCE)
         refusal = _reaches_an_end(ladder, x - error_high, x - error_low)
@@ -244,16 +182,15 @@ def _located(ladder: Ladder, kinds: Sequence[Shape], level: float) -> dict[str, 
     }
 
 
-def _unstable(ladder: Ladder, kinds: Sequence[Shape], x: float, lost: float) -> Refusal | None:
+def _unstable(ladder: Ladder, shape: Shape, x: float, lost: float) -> Refusal | None:
     if lost > MAX_LOST:
         reason = (
             f"{100 * lost:.0f} % of repetitions with other noise have no minimum: train more seeds, "
             "or widen the ladder"
         )
         return Refusal(ProfileStatus.UNSTABLE, reason)
-    kinds = [kind for kind in kinds if CURVES[kind].free < len(ladder.names)]
     for i, name in enumerate(ladder.names[1:-1], start=1):
-        other = float(choose(*ladder.without(i), kinds).minima.x_R[0])
+        other = float(CURVES[shape].minima(*ladder.without(i)).x_R[0])
         if not abs(other - x) <= MAX_JUMP:
             moves = "is gone" if np.isnan(other) else f"moves by a factor of {np.exp(abs(other - x)):.2g}"
             reason = f"without {name} the minimum {moves}: train more seeds of {name} and its neighbours"
@@ -263,10 +200,10 @@ def _unstable(ladder: Ladder, kinds: Sequence[Shape], x: float, lost: float) -> 
 
 def _reaches_an_end(ladder: Ladder, low: float, high: float) -> Refusal | None:
     below, above = low <= ladder.points.x_I[0], high >= ladder.points.x_I[-1]
-    if below and above:
+    if high - low > MAX_WIDTH or (below and above):
         reason = (
-            "the interval of the minimum holds the whole ladder: widen it at both ends, or train "
-            "more seeds"
+            f"the interval of the minimum spans a factor of {np.exp(high - low):.2g} of the ladder's "
+            f"{np.exp(np.ptp(ladder.points.x_I)):.2g}: widen it at both ends, or train more seeds"
         )
         return Refusal(ProfileStatus.FLAT, reason)
     return _edge(ladder, low=bool(below)) if below or above else None

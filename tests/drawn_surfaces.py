@@ -44,7 +44,7 @@ class Cell:
 
     N_star: float
     fault: str
-    """`none`, `outlier`, `edge`, `concave` or `few`."""
+    """One of `FAULTS`."""
     skew: float
     seeds: int
 
@@ -63,7 +63,9 @@ def draw_study(seed):
 
     6 to 9 sizes over a factor of 3 to 8 to both sides of a centre that is off N* and drifts over
     the budgets by up to 1.5 times each; one seed or three, with an effect of its own at all sizes;
-    noise of 0.001 to 0.004 nats. Per budget one of five faults, or none.
+    noise of 0.001 to 0.004 nats. Per budget one of five faults, or none: a run that is 10 to 40
+    standard deviations too high, a minimum up to 4 times beyond an end, losses upside down, one to
+    four sizes, a valley a tenth as deep as the noise.
     """
     rng = np.random.default_rng(seed)
     law, noise = draw_law(rng), np.exp(rng.uniform(*np.log([0.001, 0.004])))
@@ -84,13 +86,15 @@ def draw_study(seed):
         loss = law.loss(N, C)
         if fault == "concave":
             loss = 2 * loss.min() - loss + (loss.max() - loss.min())
+        if fault == "flat":
+            loss = loss.mean() + (loss - loss.mean()) * noise / (10 * np.ptp(loss))
         frames.append(_rows(C, N, loss, noise, seeds, fault == "outlier", rng))
         cells[C] = Cell(N_star, fault, law.beta - law.alpha, seeds)
     return pd.concat(frames, ignore_index=True), cells
 
 
-FAULTS = ("none", "outlier", "edge", "concave", "few")
-SHARES = (0.6, 0.15, 0.15, 0.05, 0.05)
+FAULTS = ("none", "outlier", "edge", "concave", "few", "flat")
+SHARES = (0.55, 0.15, 0.15, 0.05, 0.05, 0.05)
 
 
 def _rows(C, N, loss, noise, seeds, outlier, rng):

@@ -8,7 +8,8 @@ import pytest
 
 from analysis import tables
 from analysis.compare import compute_multiplier
-from analysis.isoflop import IsoflopFit, ProfileStatus, fit_isoflop
+from analysis.isoflop import IsoflopFit, fit_isoflop
+from analysis.profile import ProfileStatus
 from analysis.laws import parabola, parabola_vertex, power_law
 from analysis.load import AnalysisError
 from surfaces import known, runs

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.isoflop import ProfileStatus, fit_isoflop
+from analysis.isoflop import fit_isoflop
 from analysis.load import excluded, load_runs
+from analysis.profile import ProfileStatus
 from conftest import ROOT
 from peer_scaling.data import DataConfig, Windows
 from peer_scaling.prepare import prepare
