@@ -1,6 +1,6 @@
 """The runs of one (variant, budget) that a curve is drawn through: one loss per size, by size.
 
-Legend: N parameters. Shape legend: I sizes, U runs.
+Legend: N parameters. Shape legend: I sizes, U runs, V the runs that are kept.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ studies of Porian et al. 2024 (ladders of up to 200 times) the exponents of N* w
 average with all sizes, by 0.009 with these."""
 NEAREST = 7
 """Sizes that are kept however far away they are."""
+ROUNDING = 1e-9
 FAR = "more than a factor of 4 from the lowest size, of which the nearest 7 are kept"
 OUTLIER = "outlier: contradicted by the other sizes"
 
@@ -60,44 +61,53 @@ def ladder_of(runs: pd.DataFrame, axis: str) -> Ladder:
         runs: of one variant and budget.
         axis: the column that N counts.
     """
-    near = _near_lowest(runs, axis)
-    far_off = [_left_out(run, axis, FAR) for _, run in runs.loc[~near].iterrows()]
-    runs = runs.loc[near]
-    names, size_U = _by_params(runs, axis)
-    log_N_U = np.log(runs[axis].to_numpy())
-    seed_U = pd.factorize(runs["seed"].where(runs["seed"].notna(), runs.index.to_series()))[0]
-    loss_U = runs["loss"].to_numpy()
-    contradicted = outliers(size_U, seed_U, log_N_U, loss_U)
-    kept_U = np.ones(len(runs), dtype=bool)
+    N_U, tokens_U, loss_U = (runs[name].to_numpy() for name in (axis, "tokens", "loss"))
+    names, size_U = _by_params(runs["size"].to_numpy(), N_U)
+    seed_U = _seeds(runs["seed"].to_numpy())
+    near_U = _near_lowest(size_U, N_U, loss_U)
+    near = np.flatnonzero(near_U)
+    contradicted = near[outliers(size_U[near], seed_U[near], np.log(N_U[near]), loss_U[near])]
+    kept_U = near_U.copy()
     kept_U[contradicted] = False
-    labels, index_U = np.unique(size_U[kept_U], return_inverse=True)
-    of_size = runs.loc[kept_U].groupby(index_U)
-    num_params_I = of_size[axis].mean().to_numpy()
+    sizes, index_V = np.unique(size_U[kept_U], return_inverse=True)
+    share_IV = (index_V == np.arange(len(sizes))[:, None]) / np.bincount(index_V)[:, None]
+    num_params_I = share_IV @ N_U[kept_U]
     centre = float(np.log(num_params_I).mean())
-    means = size_means(index_U, pd.factorize(seed_U[kept_U])[0], loss_U[kept_U])
+    seed_V = np.unique(seed_U[kept_U], return_inverse=True)[1]
+    means = size_means(index_V, seed_V, loss_U[kept_U])
+    reasons = {u: FAR for u in np.flatnonzero(~near_U)} | dict.fromkeys(contradicted, OUTLIER)
     return Ladder(
-        names=[names[i] for i in labels],
+        names=[names[i] for i in sizes],
         num_params_I=num_params_I,
-        tokens_I=of_size["tokens"].mean().to_numpy(),
+        tokens_I=share_IV @ tokens_U[kept_U],
         points=Points(np.log(num_params_I) - centre, means),
         centre=centre,
-        left_out=(*far_off, *(_left_out(runs.iloc[i], axis, OUTLIER) for i in contradicted)),
+        left_out=tuple(_left_out(runs.iloc[u], axis, why) for u, why in reasons.items()),
         num_runs=int(kept_U.sum()),
     )
 
 
-def _near_lowest(runs: pd.DataFrame, axis: str) -> pd.Series:
-    """Which runs are of the sizes that a curve can describe."""
-    sizes = runs.groupby("size").agg({axis: "mean", "loss": "mean"})
-    distance = np.log(sizes[axis] / sizes.loc[sizes["loss"].idxmin(), axis]).abs()
-    reach = max(REACH, distance.sort_values().iloc[: NEAREST].iloc[-1]) * (1 + 1e-9)
-    return runs["size"].isin(distance.index[distance <= reach])
-
-
-def _by_params(runs: pd.DataFrame, axis: str) -> tuple[list[str], np.ndarray]:
+def _by_params(size_U: np.ndarray, N_U: np.ndarray) -> tuple[list[str], np.ndarray]:
     """(sizes by N, every run's index among them, (U,))."""
-    names = runs.groupby("size")[axis].mean().sort_values(kind="stable").index
-    return [str(name) for name in names], names.get_indexer(runs["size"])
+    names, index_U = np.unique(size_U.astype(str), return_inverse=True)
+    mean_N = np.bincount(index_U, N_U) / np.bincount(index_U)
+    order = np.argsort(mean_N, kind="stable")
+    return [str(name) for name in names[order]], np.argsort(order)[index_U]
+
+
+def _seeds(seed_U: np.ndarray) -> np.ndarray:
+    """An index per seed; runs without one have a seed of their own."""
+    labels = [f"seed {seed}" if pd.notna(seed) else f"run {u}" for u, seed in enumerate(seed_U)]
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _near_lowest(size_U: np.ndarray, N_U: np.ndarray, loss_U: np.ndarray) -> np.ndarray:
+    """Which runs are of sizes that a curve can describe, (U,)."""
+    runs_I = np.bincount(size_U)
+    log_N_I, loss_I = np.log(np.bincount(size_U, N_U) / runs_I), np.bincount(size_U, loss_U) / runs_I
+    distance_I = np.abs(log_N_I - log_N_I[loss_I.argmin()])
+    reach = max(REACH, np.sort(distance_I)[:NEAREST][-1])
+    return (distance_I <= reach + ROUNDING)[size_U]
 
 
 def _left_out(run: pd.Series, axis: str, reason: str) -> LeftOut:

@@ -50,6 +50,7 @@ def _worst(
     size, seed, loss = size_U[rows], seed_U[rows], loss_U[rows]
     design_UK = np.vander(x_U[rows] - x_U[rows].mean(), DEGREE + 1)
     own_seed = np.eye(seed_U.max() + 1)[seed]
+    own_seed = own_seed[:, own_seed.any(axis=0)]
     if own_seed.sum(axis=0).max() > 1:  # without names of seeds, each run has its own
         design_UK = np.hstack([design_UK, own_seed[:, 1:]])
     hat_UU = design_UK @ np.linalg.pinv(design_UK)
