@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.minimum import Points
+from analysis.allowed import Points
 from analysis.noise import size_means
 from analysis.outliers import outliers
 from analysis.profile import LeftOut
@@ -75,7 +75,7 @@ def ladder_of(runs: pd.DataFrame, axis: str) -> Ladder:
     centre = float(np.log(num_params_I).mean())
     seed_V = np.unique(seed_U[kept_U], return_inverse=True)[1]
     means = size_means(index_V, seed_V, loss_U[kept_U])
-    reasons = {u: FAR for u in np.flatnonzero(~near_U)} | dict.fromkeys(contradicted, OUTLIER)
+    reasons = dict.fromkeys(np.flatnonzero(~near_U), FAR) | dict.fromkeys(contradicted, OUTLIER)
     return Ladder(
         names=[names[i] for i in sizes],
         num_params_I=num_params_I,
@@ -104,7 +104,10 @@ def _seeds(seed_U: np.ndarray) -> np.ndarray:
 def _near_lowest(size_U: np.ndarray, N_U: np.ndarray, loss_U: np.ndarray) -> np.ndarray:
     """Which runs are of sizes that a curve can describe, (U,)."""
     runs_I = np.bincount(size_U)
-    log_N_I, loss_I = np.log(np.bincount(size_U, N_U) / runs_I), np.bincount(size_U, loss_U) / runs_I
+    log_N_I, loss_I = (
+        np.log(np.bincount(size_U, N_U) / runs_I),
+        np.bincount(size_U, loss_U) / runs_I,
+    )
     distance_I = np.abs(log_N_I - log_N_I[loss_I.argmin()])
     reach = max(REACH, np.sort(distance_I)[:NEAREST][-1])
     return (distance_I <= reach + ROUNDING)[size_U]

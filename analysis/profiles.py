@@ -161,7 +161,9 @@ def _located(ladder: Ladder, kinds: Sequence[Shape], level: float) -> dict[str, 
     low, high = percentiles(found.x_R, level)
     log_N_I, log_D_I = np.log(ladder.num_params_I), np.log(ladder.tokens_I)
     at = x + ladder.centre
-    steep = np.interp(at + x_stderr / 2, log_N_I, log_D_I) - np.interp(at - x_stderr / 2, log_N_I, log_D_I)
+    steep = np.interp(at + x_stderr / 2, log_N_I, log_D_I) - np.interp(
+        at - x_stderr / 2, log_N_I, log_D_I
+    )
     return {
         **_curve(ladder, shape),
         "status": ProfileStatus.OK,
@@ -192,8 +194,14 @@ def _unstable(ladder: Ladder, shape: Shape, x: float, lost: float) -> Refusal | 
     for i, name in enumerate(ladder.names[1:-1], start=1):
         other = float(CURVES[shape].minima(*ladder.without(i)).x_R[0])
         if not abs(other - x) <= MAX_JUMP:
-            moves = "is gone" if np.isnan(other) else f"moves by a factor of {np.exp(abs(other - x)):.2g}"
-            reason = f"without {name} the minimum {moves}: train more seeds of {name} and its neighbours"
+            moves = (
+                "is gone"
+                if np.isnan(other)
+                else f"moves by a factor of {np.exp(abs(other - x)):.2g}"
+            )
+            reason = (
+                f"without {name} the minimum {moves}: train more seeds of {name} and its neighbours"
+            )
             return Refusal(ProfileStatus.UNSTABLE, reason)
     return None
 
