@@ -162,7 +162,7 @@ def _panel(ax: Axes, fit: IsoflopFit, frame: pd.DataFrame, budget: float) -> Non
         if profile is not None:
             far = profile.left_out
             N, L = [run.num_params for run in far], [run.loss for run in far]
-            ax.plot(N, L, **points | {"markersize": 8}, markerfacecolor="none")
+            ax.scatter(N, L, s=64, marker=look.marker, facecolors="none", edgecolors=look.colour)
             _curve(ax, profile, look)
     ax.set_xscale("log")
     _count_ticks(ax.xaxis)

@@ -38,20 +38,11 @@ class Ladder:
     left_out: tuple[LeftOut, ...]
     num_runs: int
 
-    @property
-    def loss_I(self) -> np.ndarray:
-        """Mean over seeds, nats per token."""
-        return self.points.means.loss_I
-
-    @property
-    def weight_I(self) -> np.ndarray:
-        """Inverse variances, relative."""
-        return self.points.means.weight_I
-
     def without(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(x, loss, weight) of the other sizes."""
+        """(x, loss, weight) of the sizes but i; loss is (1, I - 1)."""
         others = np.arange(len(self.names)) != i
-        return self.points.x_I[others], self.loss_I[None, others], self.weight_I[others]
+        points = self.points
+        return points.x_I[others], points.loss_I[None, others], points.weight_I[others]
 
 
 def ladder_of(runs: pd.DataFrame, axis: str) -> Ladder:
@@ -82,7 +73,7 @@ def ladder_of(runs: pd.DataFrame, axis: str) -> Ladder:
         tokens_I=share_IV @ tokens_U[kept_U],
         points=Points(np.log(num_params_I) - centre, means),
         centre=centre,
-        left_out=tuple(_left_out(runs.iloc[u], axis, why) for u, why in reasons.items()),
+        left_out=tuple(_left_out(runs, axis, int(u), why) for u, why in reasons.items()),
         num_runs=int(kept_U.sum()),
     )
 
@@ -113,6 +104,7 @@ def _near_lowest(size_U: np.ndarray, N_U: np.ndarray, loss_U: np.ndarray) -> np.
     return (distance_I <= reach + ROUNDING)[size_U]
 
 
-def _left_out(run: pd.Series, axis: str, reason: str) -> LeftOut:
+def _left_out(runs: pd.DataFrame, axis: str, u: int, reason: str) -> LeftOut:
+    run, count = dict(runs.iloc[u]), float(runs[axis].to_numpy()[u])
     own = f"{run['variant']}-{run['size']}-{budget_label(run['budget'])}"
-    return LeftOut(str(run["run_id"] or own), float(run[axis]), float(run["loss"]), reason)
+    return LeftOut(str(run["run_id"] or own), count, float(runs["loss"].to_numpy()[u]), reason)

@@ -28,7 +28,8 @@ def outliers(
     size are kept: beyond them the cubic says little, and a steep end is no outlier.
 
     Args:
-        size_U, seed_U: index of every run's size and seed.
+        size_U: index of every run's size.
+        seed_U: index of its seed.
         x_U: ln N.
         loss_U: nats per token.
     """

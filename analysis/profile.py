@@ -18,7 +18,7 @@ class ProfileStatus(StrEnum):
 
     OK = "ok"
     TOO_FEW = "too few sizes"
-    """Fewer than `profiles.MIN_SIZES`, or too few for any curve: nothing is located."""
+    """Fewer than `refusals.MIN_SIZES`, or too few for any curve: nothing is located."""
     CONCAVE = "concave"
     """The parabola opens downwards, beyond the noise: no minimum."""
     FLAT = "flat"
@@ -37,7 +37,7 @@ class Noise(StrEnum):
     SEEDS = "seeds"
     """The pooled spread of the seeds within each size."""
     SCATTER = "scatter"
-    """That of the sizes around the curve: one seed, or the sizes scatter more than the seeds say."""
+    """That of the sizes around the curve: there is one seed, or they scatter more than seeds do."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Profile:
     dof: float
     """Degrees of freedom of the standard errors."""
     level_stderr: float
-    """Standard error of L* from what the runs of a seed share; 0 with one seed, which cannot say."""
+    """Standard error of L* from what the runs of a seed share; 0 with one seed, which cannot say
+    it."""
     level_dof: int
     noise: Noise | None
     noise_stderr: float

@@ -35,8 +35,10 @@ class Minima:
 class Curve(ABC):
     """A way to draw a curve through points."""
 
-    free: int
-    """Coefficients that are fitted; for an interpolant, those of a cubic."""
+    @property
+    @abstractmethod
+    def free(self) -> int:
+        """Coefficients that are fitted; for an interpolant, those of a cubic."""
 
     @abstractmethod
     def minima(self, x_I: np.ndarray, loss_RI: np.ndarray, weight_I: np.ndarray) -> Minima:
@@ -64,12 +66,15 @@ class Polynomial(Curve):
 
     @property
     def free(self) -> int:
+        """Powers and a constant."""
         return self.degree + 1
 
     def minima(self, x_I: np.ndarray, loss_RI: np.ndarray, weight_I: np.ndarray) -> Minima:
+        """Of the polynomial."""
         return lowest(loss_RI @ self.solver(x_I, weight_I).T, x_I[0], x_I[-1])
 
     def left_out(self, x_I: np.ndarray, loss_RI: np.ndarray, weight_I: np.ndarray) -> np.ndarray:
+        """Through the leverage: nothing is fitted again."""
         hat_II = self._powers(x_I) @ self.solver(x_I, weight_I)
         residual_RI = loss_RI @ hat_II.T - loss_RI
         return (residual_RI / (1 - np.diag(hat_II)))[:, 1:-1]
@@ -77,6 +82,7 @@ class Polynomial(Curve):
     def values(
         self, x_I: np.ndarray, loss_I: np.ndarray, weight_I: np.ndarray, at_P: np.ndarray
     ) -> np.ndarray:
+        """Of the polynomial."""
         return self._powers(at_P) @ (self.solver(x_I, weight_I) @ loss_I)
 
     def solver(self, x_I: np.ndarray, weight_I: np.ndarray) -> np.ndarray:
@@ -92,9 +98,13 @@ class Polynomial(Curve):
 class Akima(Curve):
     """A smooth curve through every point, which no point far off bends (Akima 1970)."""
 
-    free = 4
+    @property
+    def free(self) -> int:
+        """Of a cubic."""
+        return 4
 
     def minima(self, x_I: np.ndarray, loss_RI: np.ndarray, weight_I: np.ndarray) -> Minima:
+        """Of the one valley; with several, the noise would choose between them."""
         pieces_4MR = _akima(x_I, loss_RI).c
         cubic_4MR = pieces_4MR[::-1]  # the constant first
         width_M1 = np.diff(x_I)[:, None]
@@ -105,11 +115,11 @@ class Akima(Curve):
         columns_R = np.arange(len(loss_RI))
         x_R = x_I[lowest_R] + offset_MR[lowest_R, columns_R]
         loss_R = loss_MR[lowest_R, columns_R]
-        # One valley: with several, the noise chooses between them.
         valid_R = (inside_MR.sum(axis=0) == 1) & (loss_R < loss_RI[:, [0, -1]].min(axis=1))
         return Minima(np.where(valid_R, x_R, np.nan), np.where(valid_R, loss_R, np.nan))
 
     def left_out(self, x_I: np.ndarray, loss_RI: np.ndarray, weight_I: np.ndarray) -> np.ndarray:
+        """Drawn again without each size."""
         columns = []
         for i in range(1, len(x_I) - 1):
             others = np.arange(len(x_I)) != i
@@ -120,6 +130,7 @@ class Akima(Curve):
     def values(
         self, x_I: np.ndarray, loss_I: np.ndarray, weight_I: np.ndarray, at_P: np.ndarray
     ) -> np.ndarray:
+        """Between the first size and the last."""
         return _akima(x_I, loss_I[None])(at_P)[:, 0]
 
 
