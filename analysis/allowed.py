@@ -174,7 +174,7 @@ def _minima(theta_RK: np.ndarray, centre: float) -> Minima:
     """By Newton's method from the parabola's vertex; NaN where that does not end."""
     slope_RK = theta_RK[:, 1:] * np.arange(1, POWERS)
     bend_RK = slope_RK[:, 1:] * np.arange(1, POWERS - 1)
-    z_R = np.zeros(len(theta_RK))
+    z_R = step_R = np.zeros(len(theta_RK))
     for _ in range(8):
         bend_R = _horner(bend_RK, z_R)
         step_R = np.where(bend_R > 0, _horner(slope_RK, z_R) / bend_R, np.nan)

@@ -112,11 +112,14 @@ def test_minima_are_unbiased_and_intervals_honest_on_200_surfaces(drawn):
 
 
 def test_outliers_are_left_out_by_name(drawn):
-    """A run 10 to 40 standard deviations off is found nine times in ten, a good one lost rarely."""
-    far = {fault: [[o.reason for o in p.left_out] for p, c in drawn if c.fault == fault] for fault in FAULTS}  # fmt: skip
-    caught = np.mean([OUTLIER in reasons for reasons in far["outlier"]])
-    assert caught > 0.8
-    assert np.mean([OUTLIER in reasons for reasons in far["none"]]) < 0.05
+    """A run 10 to 40 standard deviations off is found where there are seeds; a good one is kept."""
+
+    def share(fault):
+        of = [p.left_out for p, c in drawn if c.fault == fault and c.seeds == 3]
+        return np.mean([any(run.reason == OUTLIER for run in left_out) for left_out in of])
+
+    assert share("outlier") > 0.8
+    assert share("none") < 0.03
 
 
 @pytest.mark.parametrize(("seeds", "noise"), [(1, Noise.SCATTER), (3, Noise.SEEDS)])
@@ -179,7 +182,7 @@ def test_a_minimum_that_hangs_on_one_size_is_unstable():
     x = np.linspace(-1.5, 1.5, 5)
     profile = only(rows(x, 3 + np.array([0.2, 0.02, 0.03, 0.0, 0.2]), seeds=3, noise=1e-5))
     assert profile.status is ProfileStatus.UNSTABLE
-    assert "without" in profile.reason
+    assert "train more seeds" in profile.reason
 
 
 def test_sizes_far_from_the_lowest_are_left_out_and_said():
@@ -195,7 +198,8 @@ def test_sizes_within_one_standard_error_and_either_count_of_parameters():
     frame = rows(x, 3 + 0.05 * x**2, seeds=3, noise=0.004)
     total, active = only(frame), only(frame, axis="num_params_active")
     assert active.num_params == pytest.approx(total.num_params / 2)
-    assert active.near_best and len(active.near_best) == len(total.near_best) <= 3
+    assert active.near_best
+    assert len(active.near_best) == len(total.near_best) <= 3
     assert total.best_size in total.near_best
     narrow = only(frame, level=0.5)
     assert total.num_params_low < narrow.num_params_low < narrow.num_params_high
@@ -203,7 +207,7 @@ def test_sizes_within_one_standard_error_and_either_count_of_parameters():
 
 def test_minima_weigh_by_their_errors_in_the_power_laws():
     frames = []
-    for k, (C, noise) in enumerate([(1e17, 1e-4), (1e18, 0.02), (1e19, 1e-4), (1e20, 1e-4)]):
+    for k, (C, noise) in enumerate([(1e17, 1e-4), (1e18, 1e-4), (1e19, 1e-4), (1e20, 0.01)]):
         x = np.linspace(-1.2, 1.2, 9)
         frame = rows(x, 3 - 0.2 * k + 0.05 * x**2, seeds=3, noise=noise, seed=k)
         scale = 10 ** (0.5 * k)
