@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.fitting import student_quantile
-from analysis.isoflop import IsoflopFit, Profile
+from analysis.isoflop import IsoflopFit
+from analysis.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class ComputeMultiplier:
     nats_below: float
     """Baseline's L* less the variant's: positive if the variant is better."""
     nats_margin: float
-    """Half width of its 95 % interval from both profiles' residuals; NaN where one has none. With
-    one seed it holds the scatter around the curves, not the spread between seeds."""
+    """Half width of its 95 % interval from the errors of both minima. With one seed it holds the
+    scatter around the curves, not the spread between seeds."""
     multiplier: float
     """FLOPs that the baseline needs for the variant's L*, over the budget; NaN if unknown."""
     low: float

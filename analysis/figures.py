@@ -19,9 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from analysis.isoflop import IsoflopFit, Profile
-from analysis.laws import parabola, power_law
+from analysis.isoflop import IsoflopFit
+from analysis.laws import power_law
 from analysis.load import not_causal, usable
+from analysis.profile import Profile
 from peer_scaling.record import budget_label
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -64,8 +65,9 @@ def looks(variants: Sequence[str]) -> dict[str, Look]:
 def plot_isoflop(fit: IsoflopFit, frame: pd.DataFrame) -> Figure:
     """Loss and perplexity against parameters, one panel per budget.
 
-    Points are runs (hollow if excluded), lines the fitted parabolas, stars the minima with their 95
-    % intervals. A curve without a minimum is drawn thin, and its status stands in the legend.
+    Points are runs (hollow if excluded, in a larger outline if the profile's other sizes contradict
+    them), lines the fitted curves, stars the minima with their 95 % intervals. A curve without a
+    minimum is drawn thin, and its status stands in the legend.
     """
     with style.context(STYLE):
         # Three in a row, but four as two by two.
@@ -157,7 +159,10 @@ def _panel(ax: Axes, fit: IsoflopFit, frame: pd.DataFrame, budget: float) -> Non
         ax.plot(kept[fit.axis], kept["loss"], **points, alpha=0.75)
         ax.plot(left[fit.axis], left["loss"], **points, markerfacecolor="none")
         profile = fit.profile(variant, budget)
-        if profile is not None and profile.coefficients is not None:
+        if profile is not None:
+            far = profile.left_out
+            N, L = [run.num_params for run in far], [run.loss for run in far]
+            ax.scatter(N, L, s=64, marker=look.marker, facecolors="none", edgecolors=look.colour)
             _curve(ax, profile, look)
     ax.set_xscale("log")
     _count_ticks(ax.xaxis)
@@ -170,12 +175,8 @@ def _panel(ax: Axes, fit: IsoflopFit, frame: pd.DataFrame, budget: float) -> Non
 
 
 def _curve(ax: Axes, profile: Profile, look: Look) -> None:
-    assert profile.coefficients is not None
-    log_N = np.linspace(np.log(profile.smallest), np.log(profile.largest), 200)
     width = 1.6 if profile.ok else 0.7
-    curve = ax.plot(
-        np.exp(log_N), parabola(profile.coefficients, log_N), color=look.colour, lw=width
-    )
+    curve = ax.plot(profile.curve_num_params, profile.curve_loss, color=look.colour, lw=width)
     if look.dashes:
         curve[0].set_dashes(look.dashes)
     if not profile.ok:

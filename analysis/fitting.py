@@ -109,7 +109,7 @@ class Replicates:
         return np.exp(self.model.ln_loss(self.model.centred(self.theta_RP)))
 
 
-def student_quantile(dof: int) -> float:
+def student_quantile(dof: float) -> float:
     """Half width of a two-sided 95 % interval in standard errors; NaN if there is no `dof`."""
     return float(stdtrit(dof, (1 + CONFIDENCE) / 2)) if dof > 0 else float("nan")
 

@@ -94,7 +94,7 @@ def summary(report: IsoflopReport) -> str:
         "## Curves without a minimum",
         *(_refusal_lines(fit) or ["None."]),
         "## Excluded runs",
-        *(_exclusion_lines(frame) or ["None."]),
+        *(_exclusion_lines(frame, fit) or ["None."]),
         _caveat(seeds, len(fit.budgets)),
     ]
     return "\n\n".join(parts)
@@ -137,23 +137,25 @@ def _law_lines(laws: Sequence[PowerLaw], frame: pd.DataFrame) -> list[str]:
 def _refusal_lines(fit: IsoflopFit) -> list[str]:
     lines = [
         f"- {p.variant} at {budget_label(p.budget)}: {p.status} ({p.num_sizes} sizes, lowest "
-        f"{p.best_loss:.4f} at {p.best_size})"
+        f"{p.best_loss:.4f} at {p.best_size}): {p.reason}"
         for p in fit.profiles
         if not p.ok
     ]
     return ["\n".join(lines)] if lines else []
 
 
-def _exclusion_lines(frame: pd.DataFrame) -> list[str]:
+def _exclusion_lines(frame: pd.DataFrame, fit: IsoflopFit) -> list[str]:
     left = excluded(frame)
     lines = [f"- {run}: {why}" for run, why in zip(left["run_id"], left["excluded"], strict=True)]
+    lines += [f"- {far.run}: {far.reason}" for p in fit.profiles for far in p.left_out]
     return ["\n".join(lines)] if lines else []
 
 
 def _caveat(seeds: int, budgets: int) -> str:
     text = (
-        "Intervals are 95 %, from the scatter of the runs around the fitted curves, those of power "
-        "laws from the scatter of the minima around the line"
+        "Intervals are 95 %, from the spread of the seeds, or from the scatter of the sizes around "
+        "their curve where that is larger or there is one seed; those of power laws from the "
+        "errors of the minima and their scatter around the line"
     )
     if seeds < 2:
         text += "; with one seed, gaps within the scatter are not evidence for either variant"

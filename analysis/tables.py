@@ -37,6 +37,12 @@ def optima_table(fit: IsoflopFit) -> pd.DataFrame:
             "best_trained_perplexity": np.exp(p.best_loss),
             "num_sizes": p.num_sizes,
             "num_runs": p.num_runs,
+            "curve": str(p.shape or ""),
+            "interval_from": str(p.noise or ""),
+            "noise": p.noise_stderr,
+            "near_best": " ".join(p.near_best),
+            "left_out": len(p.left_out),
+            "reason": p.reason,
         }
         for p in fit.profiles
     ]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.isoflop import ProfileStatus, fit_isoflop
+from analysis.isoflop import fit_isoflop
 from analysis.load import excluded, load_runs
+from analysis.profile import ProfileStatus
 from conftest import ROOT
 from peer_scaling.data import DataConfig, Windows
 from peer_scaling.prepare import prepare
@@ -24,10 +25,12 @@ def test_every_run_is_used(frame):
     assert frame["budget"].max() / frame["budget"].min() >= 8
 
 
-def test_all_minima_are_bracketed(frame):
+def test_eleven_of_twelve_curves_have_a_minimum(frame):
+    """Expert choice at 1.6e11: its seeds are 0.1 nats apart, the valley is not told from a plain."""
     fit = fit_isoflop(frame)
-    assert {p.status for p in fit.profiles} == {ProfileStatus.OK}
     assert len(fit.profiles) == 4 * 3
+    refused = {(p.variant, p.budget, p.status) for p in fit.profiles if not p.ok}
+    assert refused == {("moe", 1.6e11, ProfileStatus.FLAT)}
 
 
 def test_budgets_are_met(frame):

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from analysis import figures, tables
-from analysis.isoflop import Profile, fit_isoflop
+from analysis.isoflop import fit_isoflop
 from analysis.load import AnalysisError, excluded, load_runs, usable
+from analysis.profile import Profile
 from analysis.report import analyse, summary, write
 from peer_scaling.publish import write_record
 from peer_scaling.record import RECORD, RunRecord, read_record
