@@ -13,7 +13,7 @@ from commands import command
 from failing_study import flaky_kills
 from peer_scaling.errors import StudyIncompleteError
 from peer_scaling.jobs import check_results
-from peer_scaling.policy import RETRIED, RetryPolicy
+from peer_scaling.policy import RETRIED, FailurePolicy
 from peer_scaling.pool import LOOK_SECONDS, Pool, Slot
 from peer_scaling.record import RECORD, find_record, find_records, read_record
 from peer_scaling.work import CallWork, CellWork
@@ -37,7 +37,7 @@ def launch(planned, ways=None, policy=None, slots=4, seconds=0.0):
     """What a launcher does with a study; `ways`: number of a run -> how its first starts end."""
     jobs, ways = [job_of(each) for each in planned], ways or {}
     calls = [Toy(each, seconds, ways.get(n, ())) for n, each in enumerate(planned)]
-    work = CellWork(jobs, calls, policy or RetryPolicy(first_seconds=0.01))
+    work = CellWork(jobs, calls, policy or FailurePolicy(first_seconds=0.01))
     Pool([Slot()] * slots, None).run(work)
     return work.results()
 
@@ -54,7 +54,7 @@ def test_one_run_of_many_fails(tmp_path, way):
     number, retries, bad = count(6, 32), count(1, 3), 3
     claim = CLAIM if way == "hang" else FREE
     planned = study(tmp_path, number, **claim)
-    policy = RetryPolicy(retries, first_seconds=0.01)
+    policy = FailurePolicy(retries, first_seconds=0.01)
     results = launch(planned, {bad: [way] * 99}, policy)
     kind, folder = FAILURES[way], planned[bad].folder
     tries = 1 + retries * (kind in RETRIED)
