@@ -38,7 +38,7 @@ def launch(planned, ways=None, policy=None, slots=4, seconds=0.0):
     jobs, ways = [job_of(each) for each in planned], ways or {}
     calls = [Toy(each, seconds, ways.get(n, ())) for n, each in enumerate(planned)]
     work = CellWork(jobs, calls, policy or FailurePolicy(first_seconds=0.01))
-    Pool([Slot()] * slots, None).run(work)
+    Pool([Slot()] * slots).run(work)
     return work.results()
 
 
@@ -74,7 +74,7 @@ def test_one_run_of_many_fails(tmp_path, way):
 def test_control_an_exit_without_a_record_is_a_success_to_who_believes_exit_codes(tmp_path):
     planned = study(tmp_path, 2, **FREE)
     work = CallWork([Toy(planned[0], 0.0, ["nothing"] * 99), Toy(planned[1])])
-    Pool([Slot()] * 2, None).run(work)
+    Pool([Slot()] * 2).run(work)
     assert work.exit_codes == [0, 0]
     assert done(planned) == [1]
     assert failed(planned[0].folder) == []
@@ -209,5 +209,5 @@ class Counted:
 def test_a_process_has_what_pytorch_imports_when_a_run_begins(tmp_path):
     """Else each run of a study has more than a second of work before its first step."""
     work = CallWork([Counted(each) for each in study(tmp_path, 1, **FREE)])
-    Pool([Slot()], None).run(work)
+    Pool([Slot()]).run(work)
     assert work.exit_codes == [0]
