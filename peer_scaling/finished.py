@@ -73,7 +73,9 @@ def _stamp(
         runs_dir=settings.runs_dir,
         study=settings.study,
         results={name: result_digest(folder, name) for name in names},
-        sources={str(d.path): _source(d) for d in corpora if d.source == "local"},
+        sources={
+            str(d.path): source_identity("local", d.path) for d in corpora if d.source == "local"
+        },
         states={str(path): state_of(path) for path in sorted(paths)},
     )
 
