@@ -219,14 +219,14 @@ def find_records(root: Path) -> Iterator[Path]:
     """The record of every run under `root` that has one, final or of its last failed attempt, in
     the order of their paths.
     """
-    found: dict[Path, set[str]] = {}
-    for path in root.rglob("*.json"):
-        if path.name == RECORD or FAILED.fullmatch(path.name):
-            found.setdefault(path.parent, set()).add(path.name)
-    yield from sorted(
-        folder / RECORD if RECORD in names else _failed(folder)[0]
-        for folder, names in found.items()
-    )
+    found: list[Path] = []
+    for folder, folders, files in os.walk(root):  # unlike rglob, it bears that a folder vanishes
+        names = {*folders, *files}
+        if RECORD in names:
+            found.append(Path(folder, RECORD))
+        elif any(map(FAILED.fullmatch, names)):
+            found.append(_failed(Path(folder))[0])
+    yield from sorted(found)
 
 
 @cache
