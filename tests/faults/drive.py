@@ -71,7 +71,7 @@ class Hang(BaseException):
 
 
 def main():
-    from peer_scaling import cli, config, guard, planned, status, sweeper, train
+    from peer_scaling import cli, config, guard, planned, status, study_cells, train
     from peer_scaling.cli import run_command
     from peer_scaling.config import run_from
     from peer_scaling.estimate import Estimator
@@ -90,7 +90,7 @@ def main():
         cli.guarded = contextlib.nullcontext
         config.interpolation_problems = guard.interpolation_problems = lambda raw, path="": []
         unchecked = lambda root, *names: Path(root).joinpath(*names)  # noqa: E731
-        planned.closed_folder = sweeper.closed_folder = unchecked
+        planned.closed_folder = study_cells.closed_folder = unchecked
     Estimator.seconds = lambda self, planned: 0.0  # times a model for the plan of a study
     signal.signal(signal.SIGALRM, cut_off)
     task = check if sys.argv[1] == "check" else train.task

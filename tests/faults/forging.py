@@ -19,7 +19,7 @@ class LocalLauncher(CellLauncher):
     def launch(self, job_overrides, initial_job_idx):
         raise AssertionError("a study's cells are launched as cells")
 
-    def launch_cells(self, jobs):
+    def launch_cells(self, jobs, policy):
         for job in jobs:
             ended = {"status": "done", "reason": None, "finished_at": f"{time.time_ns():025d}"}
             write_record(RunRecord(**job.fields, **ended, loss=3.0), job.folder)

@@ -67,7 +67,9 @@ def test_one_run_of_many_fails(tmp_path, way):
     assert {record.failure for record in records} == {kind}
     with pytest.raises(StudyIncompleteError) as error:
         check_results(results)
-    assert [line.split()[0] for line in error.value.problems] == [planned[bad].run_id]
+    _, *rows = error.value.details.splitlines()
+    assert [row.split()[0] for row in rows] == [planned[bad].run_id]
+    assert error.value.problems[0].startswith(f"1 of {number} cells have no result")
     report("F19", f"{way}: {number - 1} of {number - 1} others done, {tries} x {kind!r}")
 
 
@@ -146,9 +148,9 @@ def test_one_run_of_a_real_study_fails(tmp_path, way):
     """F19, F21: the command, with runs that train; where training fails, after some steps."""
     seeds = range(count(3, 8))
     hung = [f"claim.{name}={3 * value}" for name, value in CLAIM.items()] if way == "hang" else []
-    result = start(tmp_path, way, seeds, "hydra.launcher.retries=0", *hung)
+    result = start(tmp_path, way, seeds, "hydra.sweeper.retries=0", *hung)
     assert result.returncode == 1, result.stdout + result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: dense-")]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("dense-")]
     assert len(lines) == 1, result.stderr
     assert "-s1-" in lines[0]
     runs = tmp_path / "runs" / "smoke"

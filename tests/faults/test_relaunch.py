@@ -89,7 +89,7 @@ COSMETIC = {
     "checkpoint.every_seconds": 5.0, "claim.lease_seconds": 60.0, "device": "cpu", "kernels": "torch",
     "compile": True, "deterministic": True, "parallel": "fsdp", "activation_checkpointing": True,
     "rank_timeout_seconds": 9.0, "tracker.project": "other", "eval.every": 0.5, "data.max_epochs": 2e9,
-    "hydra.launcher.retries": 0, "hydra.launcher.workers": 1, "hydra.sweeper.canary": False,
+    "hydra.sweeper.retries": 0, "hydra.launcher.workers": 1, "hydra.sweeper.on_failure": "stop", "hydra.sweeper.canary": False,
 }  # fmt: skip
 WRITING = {
     "comments": "# the same\n\n" + TEXT.replace("study: own", "study: own   # as before"),
