@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import final
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.plugins.launcher import Launcher
 
 from peer_scaling.claims import find_holder
@@ -88,7 +87,7 @@ class Launching:
     def _launch(self, jobs: Sequence[CellJob]) -> list[CellResult]:
         """Start every job; wait for those that another launcher has."""
         # Hydra's own launcher runs one after another, so it can stop in between.
-        alone = self._policy.stops and isinstance(self._launcher, BasicLauncher)
+        alone = self._policy.stops and _is_hydras_own(self._launcher)
         results: list[CellResult] = []
         for group in [[job] for job in jobs] if alone else [jobs]:
             overrides = [list(job.overrides) for job in group]
@@ -109,6 +108,11 @@ class Launching:
         return self._policy.delay(
             "transient" if result.exit_code == EXIT_REQUEUE else failure, retries
         )
+
+
+def _is_hydras_own(launcher: Launcher) -> bool:
+    """By name: Hydra imports its plugins anew, so that there are two classes of each."""
+    return any(kind.__name__ == "BasicLauncher" for kind in type(launcher).__mro__)
 
 
 def _attempts(job: CellJob) -> int:

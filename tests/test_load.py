@@ -13,8 +13,9 @@ from pandas.testing import assert_frame_equal
 
 from analysis import wandb_runs
 from analysis.csv_runs import write_csv
-from analysis.isoflop import ProfileStatus, fit_isoflop
+from analysis.isoflop import fit_isoflop
 from analysis.load import AnalysisError, as_frame, excluded, load_runs, usable
+from analysis.profile import ProfileStatus
 from analysis.schema import COLUMNS, NUMERIC, validate
 from conftest import ROOT
 from peer_scaling.record import RECORD, read_record

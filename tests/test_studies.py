@@ -222,7 +222,7 @@ def test_a_failed_cell_is_named_with_the_command_that_repeats_it(tmp_path):
     (run / "history.jsonl").mkdir()  # the history cannot be opened
     result = peer_train("--config-name", "smoke", "ffw=dense", folder=tmp_path)
     assert result.returncode == 1
-    header, row, error = result.stderr.splitlines()
+    *_, header, row, error = result.stderr.splitlines()
     assert header.split("  ")[0] == "run"
     assert re.match(r"dense-d8_l2-2e9-s0-\w+ +failed +1 +0 +IsADirectoryError: ", row)
     command = "  peer-train --config-name smoke variant=dense size=d8_l2 budget=2e9 seed=0"
