@@ -42,6 +42,10 @@ class Board(ABC):
         at: TracebackType | None,
     ) -> None:
         """Show how it ended."""
+        self.close()
+
+    def close(self) -> None:
+        """The launch is over."""
         self.refresh()
 
     def line(self, number: int, text: str) -> None:
@@ -98,12 +102,7 @@ class TerminalBoard(Board):
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Take it away."""
         self._live.stop()
 

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peer_scaling.display import PLAN_COLUMNS, plan_row, seconds_text, table_text
@@ -13,7 +13,7 @@ from peer_scaling.estimate import Estimator
 from peer_scaling.plan import Cell
 from peer_scaling.plan_file import PLAN_HEADER, read_plan
 from peer_scaling.planned import PlannedRun
-from peer_scaling.record import PLAN, RECORD, RunRecord, budget_label
+from peer_scaling.record import PLAN, RECORD, RunRecord, budget_label, find_record
 from peer_scaling.run import Run
 
 
@@ -39,6 +39,10 @@ class StudyCell:
     def to_run(self) -> bool:
         """Whether a launch trains this cell."""
         return self.planned is not None and not (self.record and self.record.is_final)
+
+    def as_it_is_now(self) -> "StudyCell":
+        """The cell with the record that its run has by now."""
+        return replace(self, record=find_record(self.planned.folder)) if self.planned else self
 
 
 def summary_line(cells: Sequence[StudyCell]) -> str:

@@ -3,7 +3,7 @@ cache, by which the next launch knows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from hydra.types import TaskFunction
@@ -14,7 +14,7 @@ from peer_scaling.data import Corpus, DataConfig
 from peer_scaling.documents import source_identity
 from peer_scaling.plan_file import read_plan
 from peer_scaling.prepare import find_prepared
-from peer_scaling.record import PLAN, RECORD, find_record
+from peer_scaling.record import PLAN, RECORD
 from peer_scaling.stamp import Stamp, result_digest, state_of
 from peer_scaling.tokenizer import tokenizer_identity
 
@@ -34,7 +34,7 @@ def leave_stamp(
         corpora: that they were planned on.
         keep_missing: as the launch wrote its plan.
     """
-    ended = [_ended(cell) for cell in cells]
+    ended = [cell.as_it_is_now() for cell in cells]
     launch = task.launch if isinstance(task, CommandTask) else None
     if launch is None or any(cell.to_run for cell in ended):
         return
@@ -54,10 +54,6 @@ def leave_stamp(
 def _has_missing(folder: Path) -> bool:
     rows, _ = read_plan(folder)
     return not all((folder / row["run_id"] / RECORD).exists() for row in rows)
-
-
-def _ended(cell: StudyCell) -> StudyCell:
-    return replace(cell, record=find_record(cell.planned.folder)) if cell.planned else cell
 
 
 def _stamp(

@@ -10,7 +10,7 @@ from peer_scaling.candidates import Action, Adaptive, Candidate, Decision, Key, 
 from peer_scaling.cells import StudyCell
 from peer_scaling.durable import replace_text
 from peer_scaling.plan import Study, enumerate_cells
-from peer_scaling.record import DECISIONS, budget_label, find_record
+from peer_scaling.record import DECISIONS, budget_label
 from peer_scaling.study_cells import CellPlanner
 
 
@@ -81,7 +81,7 @@ def rounds(config: Adaptive, study: Study, planner: CellPlanner) -> Iterator[Rou
         yield Round(run.study_folder, decisions, tuple(planned), earlier, run.settings.dry_run)
         if not keys:
             return
-        ended = tuple(_as_it_is_now(cell) for cell in planned)
+        ended = tuple(cell.as_it_is_now() for cell in planned)
         seen |= {key: _observation(key, cell) for key, cell in zip(keys, ended, strict=True)}
         earlier += ended
 
@@ -100,10 +100,6 @@ def _candidate(cell: StudyCell) -> Candidate:
         flops=plan.flops if plan else budget,
         problem=None if plan or cell.record is None else cell.record.reason,
     )
-
-
-def _as_it_is_now(cell: StudyCell) -> StudyCell:
-    return replace(cell, record=find_record(cell.planned.folder)) if cell.planned else cell
 
 
 def _observation(key: Key, cell: StudyCell) -> Observation:

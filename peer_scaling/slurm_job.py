@@ -18,7 +18,7 @@ from peer_scaling.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, UserError
 from peer_scaling.launcher import LocalLauncher
 from peer_scaling.planned import plan_run
 from peer_scaling.prepare import find_prepared
-from peer_scaling.record import TERMINAL, find_record
+from peer_scaling.record import find_record
 from peer_scaling.requeue import ask_for_requeue_when_stopped
 from peer_scaling.sweeper import IsoflopSweeper
 from peer_scaling.train import task
@@ -84,7 +84,7 @@ class CellTask:
             )
         code = task(config)
         record = find_record(run.study_folder / self._run_id)
-        ended = record is not None and record.status in TERMINAL
+        ended = record is not None and record.is_final
         return EXIT_FAILED if code == EXIT_DONE and not ended else code
 
 

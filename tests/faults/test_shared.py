@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import subprocess
-import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from peer_scaling.work import CellWork
 from planned_runs import make_planned
 from scorecard import report
 from tiers import count
-from toys import NONCE, Killer, Toy, job_of, published, run, seeds_of, starts
+from toys import NONCE, Killer, Toy, job_of, killing, published, run, seeds_of, starts
 
 CLAIM = {"lease_seconds": 60.0, "hang_seconds": 60.0}
 FINISHED = "finished"
@@ -99,20 +98,8 @@ def write_all(planned, writers, records, killer, kills):
     """All writers, killed at random and started again; what the pool had to do."""
     work = Restarted([Writer(planned, n, records, writers) for n in range(writers)])
     pool = Pool([Slot()] * writers)
-    ended = threading.Event()
-
-    def kill():
-        # Not for ever: the last writers would be killed again and again before they are through.
-        while not ended.wait(0.3) and killer.kills < kills:
-            killer([each.process.pid for each in list(pool._running.values())])
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
+    with killing(pool, killer, kills, 0.3):
         pool.run(work)
-    finally:
-        ended.set()
-        thread.join()
     return work
 
 

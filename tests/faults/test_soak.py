@@ -2,7 +2,6 @@
 
 import os
 import statistics
-import threading
 from pathlib import Path
 
 from peer_scaling.jobs import check_results
@@ -13,7 +12,7 @@ from peer_scaling.work import CellWork
 from planned_runs import make_planned
 from scorecard import report
 from tiers import count
-from toys import Killer, Toy, failed, job_of, seeds_of
+from toys import Killer, Toy, failed, job_of, killing, seeds_of
 
 MAX_GROWTH = 0.05
 
@@ -25,21 +24,11 @@ def resident_bytes():
 
 def watched(pool, work, killer, kills, pause):
     """Run all, kill one process every `pause` seconds; this process's memory by the cells that had ended."""
-    memory, ended = [], threading.Event()
-
-    def watch():
-        while not ended.wait(pause):
-            memory.append((sum(work._over), resident_bytes()))
-            if killer.kills < kills:
-                killer([each.process.pid for each in list(pool._running.values())])
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    memory = []
+    with killing(
+        pool, killer, kills, pause, lambda: memory.append((sum(work._over), resident_bytes()))
+    ):
         pool.run(work)
-    finally:
-        ended.set()
-        thread.join()
     return memory
 
 

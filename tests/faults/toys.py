@@ -6,9 +6,10 @@ Claims, records, attempts and exit codes are the product's. Picklable calls, for
 import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -157,6 +158,28 @@ def published(study: Path):
         name, nonce = line.split()
         found.setdefault(name, []).append(nonce)
     return found
+
+
+@contextmanager
+def killing(pool, killer, kills, pause, look=bool):
+    """While this lasts: `look`, then a kill of a process of the pool, every `pause` seconds, `kills` times at most:
+    the last pieces would otherwise be killed again and again before they are through.
+    """
+    ended = threading.Event()
+
+    def kill():
+        while not ended.wait(pause):
+            look()
+            if killer.kills < kills:
+                killer([each.process.pid for each in list(pool._running.values())])
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Killer:
