@@ -23,6 +23,15 @@ def _machine(tmp_path_factory):
         os.environ["PEER_SCALING_CACHE"] = previous
 
 
+@pytest.fixture(autouse=True)
+def _environment():
+    """As it was after every test: W&B leaves the address of its process there, and PyTorch settings."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+
+
 @pytest.fixture
 def reference_data() -> Path:
     """The folder of real data beside the project; the test is skipped without it."""
