@@ -34,13 +34,14 @@ class Launching:
 
     def run(self, jobs: Sequence[CellJob], *, any_done: bool) -> list[CellResult]:
         """Run all jobs, long ones first: the last ones to end are then short and leave no core
-        idle. One result per job, in any order.
+        idle. Those of a budget go as they are given, size by size: their FLOPs differ by rounding,
+        and what a study has when it is stopped can be compared. One result per job, in any order.
 
         Args:
             jobs: cells without a result.
             any_done: whether the study has a result: a canary would tell nothing then.
         """
-        jobs = sorted(jobs, key=lambda job: -job.flops)
+        jobs = sorted(jobs, key=lambda job: -job.fields["budget"])
         if not self._canary or any_done or len(jobs) < 2:
             results = self._run(jobs)
         else:
