@@ -54,9 +54,9 @@ class RowGradient(NamedTuple):
     def sparse(self, num_rows: int) -> Tensor:
         """The (N, D) gradient as a coalesced sparse tensor, as of `nn.Embedding(sparse=True)`."""
         shape = (num_rows, self.grad_RD.shape[1])
-        return torch.sparse_coo_tensor(
-            self.row_R[None], self.grad_RD, shape, is_coalesced=True, check_invariants=False
-        )
+        # PyTorch 2.11 warns of checks that are off unless they are switched off, argument or not.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            return torch.sparse_coo_tensor(self.row_R[None], self.grad_RD, shape, is_coalesced=True)
 
 
 def sort_segments(index_ML: Tensor) -> Segments:
