@@ -1,0 +1,268 @@
+"""What the runs say of the protocol: one condition per question, of a variant at a budget.
+
+Legend: N parameters, C training FLOPs, L loss in nats per token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.conditions import Condition, Settle, Status, command, seeds
+from analysis.diagnostics import held_out
+from analysis.fitting import FitStatus
+from analysis.isoflop import IsoflopFit
+from analysis.load import AnalysisError, usable
+from analysis.parametric import fit_loss_surface
+from analysis.profile import Profile, ProfileStatus
+from peer_scaling.record import budget_label
+
+FLOPS_TOLERANCE = 0.005
+"""Of the budget."""
+NEAR = 2.0
+"""A run that diverged within this factor of N* makes the minimum doubtful."""
+MIN_LEARNING_RATES = 3
+"""Fewer cannot have an optimum between them."""
+MIN_BUDGETS = 3
+"""With two, the law that is left has one budget."""
+MAX_RELATIVE, MAX_NATS = 0.01, 0.02
+"""Of the held-out error of L; one of them is enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What the conditions are checked on."""
+
+    fit: IsoflopFit
+    frame: pd.DataFrame
+    """All runs, excluded ones too."""
+    tuning: pd.DataFrame
+    """Runs at other learning rates, of whatever study; the frame itself if there are none."""
+
+    @property
+    def name(self) -> str:
+        """Of the study."""
+        return str(usable(self.frame)["study"].iloc[0])
+
+    def rows(self, variant: str, budget: float | None = None) -> pd.DataFrame:
+        """The usable runs of a variant."""
+        rows = usable(self.frame)
+        rows = rows.loc[rows["variant"] == variant]
+        return rows if budget is None else rows.loc[rows["budget"] == budget]
+
+
+def optimum_interior(study: Study, profile: Profile) -> Condition:
+    """The profile has a minimum that is bracketed."""
+    if profile.ok:
+        return Condition(Status.MET, f"{profile.variant}: N* {profile.num_params:.3g}")
+    return Condition(
+        Status.NOT_MET, f"{profile.variant}: {profile.status}", (_another_try(study, profile),)
+    )
+
+
+def _another_try(study: Study, profile: Profile) -> Settle:
+    """Two sizes with the seeds that are there, or two seeds of the sizes that are there."""
+    rows, C = study.rows(profile.variant, profile.budget), profile.budget
+    line = command(study.name, variant=profile.variant, budget=budget_label(C))
+    own = {int(seed) for seed in rows["seed"] if pd.notna(seed)}
+    if profile.status in (ProfileStatus.EDGE, ProfileStatus.TOO_FEW):
+        num = 2 * max(len(own), 1)
+        return Settle(profile.reason, num, num * C, f"{line} size=<names of both>")
+    num = 2 * len(set(rows["size"]))
+    return Settle(profile.reason, num, num * C, f"{line} seed={seeds(max(own, default=-1) + 1, 2)}")
+
+
+def learning_rates_interior(study: Study, profile: Profile) -> Condition:
+    """At this budget the variant was trained at several learning rates, and the best of them is
+    never the smallest or the largest. A run that diverged counts as an infinite loss.
+    """
+    cells = _by_learning_rate(study.tuning, profile.variant, profile.budget)
+    tried = {size: found for size, found in cells.items() if len(found) >= MIN_LEARNING_RATES}
+    if not tried:
+        rates = ", ".join(
+            f"{lr:g}" for lr in sorted({lr for found in cells.values() for lr in found})
+        )
+        why = f"fewer than {MIN_LEARNING_RATES} learning rates per size ({rates or 'none known'})"
+        steps = _other_rates(study, profile, cells.get(profile.best_size, {}))
+        return Condition(Status.UNKNOWN, f"{profile.variant}: {why}", steps)
+    ends = [size for size, found in tried.items() if _best_at_an_end(found)]
+    if not ends:
+        return Condition(Status.MET, f"{profile.variant}: interior at {', '.join(sorted(tried))}")
+    why = f"the best learning rate of {', '.join(sorted(ends))} is at an end of those tried"
+    steps = _other_rates(study, profile, tried[ends[0]], ends[0])
+    return Condition(Status.NOT_MET, f"{profile.variant}: {why}", steps)
+
+
+def _by_learning_rate(
+    runs: pd.DataFrame, variant: str, budget: float
+) -> dict[str, dict[float, float]]:
+    """Mean loss by size and learning rate, whether or not the isoFLOP fit may use the runs."""
+    own = runs.loc[(runs["variant"] == variant) & (runs["budget"] == budget)]
+    losses: dict[str, dict[float, list[float]]] = {}
+    columns = [own[name].tolist() for name in ("size", "lr", "loss", "status")]
+    for size, lr, loss, status in zip(*columns, strict=True):
+        value = np.inf if status == "diverged" else loss
+        if np.isfinite(lr) and not np.isnan(value):
+            losses.setdefault(size, {}).setdefault(lr, []).append(value)
+    return {
+        size: {lr: float(np.mean(values)) for lr, values in found.items()}
+        for size, found in losses.items()
+    }
+
+
+def _best_at_an_end(found: dict[float, float]) -> bool:
+    rates = sorted(found)
+    return min(rates, key=found.__getitem__) in (rates[0], rates[-1])
+
+
+def _other_rates(
+    study: Study, profile: Profile, found: dict[float, float], size: str = ""
+) -> tuple[Settle, ...]:
+    """Half and double the best learning rate, in studies of their own: a cell is there once."""
+    if not found:
+        return (Settle("a column `lr` with the learning rate of every run"),)
+    best = min(found, key=found.__getitem__)
+    size = size or profile.best_size
+    lines = [
+        command(
+            study.name, variant=profile.variant, size=size, budget=budget_label(profile.budget),
+            seed=0, optim__lr=f"{lr:g}", study=f"{study.name}_lr{lr:g}",
+        )
+        for lr in (best / 2, 2 * best)
+        if lr not in found
+    ]  # fmt: skip
+    what = f"{size} of {profile.variant} at other learning rates"
+    return tuple(Settle(what, 1, profile.budget, line) for line in lines)
+
+
+def equal_tuning(study: Study, variants: Sequence[str]) -> Condition:
+    """Both variants were tried at as many learning rates beyond the first of a cell."""
+    tried = {variant: _num_tried(study.tuning, variant) for variant in variants}
+    text = ", ".join(f"{variant} {num}" for variant, num in tried.items())
+    text = f"settings tried beyond the first of a cell: {text}"
+    if not any(tried.values()):
+        return Condition(
+            Status.UNKNOWN, text, (Settle("the runs that learning_rates_interior asks for"),)
+        )
+    if len(set(tried.values())) == 1:
+        return Condition(Status.MET, text)
+    fewer = min(tried, key=tried.__getitem__)
+    lacking = max(tried.values()) - tried[fewer]
+    cost = lacking * float(np.mean(study.rows(fewer)["budget"].to_numpy()))
+    return Condition(
+        Status.NOT_MET, text, (Settle(f"{lacking} more settings of {fewer}", lacking, cost),)
+    )
+
+
+def _num_tried(runs: pd.DataFrame, variant: str) -> int:
+    budgets = set(runs.loc[runs["variant"] == variant, "budget"].dropna())
+    cells = [_by_learning_rate(runs, variant, budget) for budget in budgets]
+    return sum(len(found) - 1 for cell in cells for found in cell.values())
+
+
+def flops_realised(study: Study, profile: Profile) -> Condition:
+    """Every run spent its budget."""
+    rows = study.rows(profile.variant, profile.budget)
+    off_U = np.abs(rows["flops"].to_numpy() / profile.budget - 1)
+    if np.isnan(off_U).any():
+        why = f"{profile.variant}: {int(np.isnan(off_U).sum())} runs have no `flops`"
+        return Condition(Status.UNKNOWN, why, (Settle("a column `flops` with what was spent"),))
+    text = f"{profile.variant}: off by up to {100 * off_U.max():.2f} %"
+    if off_U.max() <= FLOPS_TOLERANCE:
+        return Condition(Status.MET, text)
+    num = int((off_U > FLOPS_TOLERANCE).sum())
+    more = Settle(
+        "those runs with a smaller batch, so that steps are finer", num, num * profile.budget
+    )
+    return Condition(Status.NOT_MET, text, (more,))
+
+
+def no_divergence(study: Study, profile: Profile) -> Condition:
+    """No run diverged at a size within a factor of 2 of N*."""
+    N = profile.num_params if profile.ok else profile.best_num_params
+    frame, axis = study.frame, study.fit.axis
+    own = (frame["variant"] == profile.variant) & (frame["budget"] == profile.budget)
+    bad = frame.loc[own & (frame["status"] == "diverged")]
+    known = frame.loc[own].groupby("size")[axis].mean().to_dict()
+    near, unknown = set(), set()
+    for size, params in zip(bad["size"], bad[axis], strict=True):
+        params = known.get(size, np.nan) if np.isnan(params) else params
+        if np.isnan(params):
+            unknown.add(str(size))
+        elif N / NEAR <= params <= N * NEAR:
+            near.add(str(size))
+    if not near | unknown:
+        return Condition(Status.MET, f"{profile.variant}: none near N*")
+    sizes = ",".join(sorted(near | unknown))
+    line = command(
+        study.name, variant=profile.variant, size=sizes, budget=budget_label(profile.budget)
+    )
+    num = len(near | unknown)
+    more = Settle(
+        "these at a lower learning rate, all cells with it", num, num * profile.budget, line
+    )
+    status = Status.NOT_MET if near else Status.UNKNOWN
+    what = "diverged near N*" if near else "diverged, of unknown N"
+    return Condition(status, f"{profile.variant}: {sizes} {what}", (more,))
+
+
+def flag(study: Study, profile: Profile, column: str, no: str) -> Condition:
+    """A column that has to be true of every run.
+
+    Args:
+        study: with the runs.
+        profile: whose.
+        column: of the frame.
+        no: what to say where it is false.
+    """
+    values = study.rows(profile.variant, profile.budget)[column].tolist()
+    if any(value is False for value in values):
+        return Condition(Status.NOT_MET, f"{profile.variant} is {no}")
+    if all(value is True for value in values):
+        return Condition(Status.MET, f"{profile.variant}: {column}")
+    why = f"{profile.variant}: the runs do not say whether they are {column}"
+    return Condition(Status.UNKNOWN, why, (Settle(f"a column `{column}` that says so"),))
+
+
+def one_epoch(study: Study, profile: Profile) -> Condition:
+    """No run saw its data twice."""
+    epochs_U = study.rows(profile.variant, profile.budget)["epochs"].to_numpy()
+    if np.isnan(epochs_U).any():
+        why = f"{profile.variant}: {int(np.isnan(epochs_U).sum())} runs have no `epochs`"
+        return Condition(Status.UNKNOWN, why, (Settle("a column `epochs`"),))
+    text = f"{profile.variant}: up to {epochs_U.max():.2g} epochs"
+    if epochs_U.max() <= 1:
+        return Condition(Status.MET, text)
+    num = int((epochs_U > 1).sum())
+    return Condition(Status.NOT_MET, text, (Settle("more data", num, num * profile.budget),))
+
+
+def held_out_error(study: Study, variant: str) -> Condition:
+    """L(N, D) of the variant, fitted without each budget, predicts it."""
+    rows = study.rows(variant)
+    budgets = sorted(set(rows["budget"]))
+    if len(budgets) < MIN_BUDGETS:
+        why = f"{variant}: {len(budgets)} budgets, {MIN_BUDGETS} are needed"
+        return Condition(Status.UNKNOWN, why, _another_budget(study, variant, budgets))
+    N, D, L = (rows[name].to_numpy() for name in (study.fit.axis, "tokens", "loss"))
+    try:
+        surface = fit_loss_surface(N, D, L)
+        error = held_out(surface.fit, rows["budget"].to_numpy()).mean_abs_error
+    except AnalysisError as problem:
+        return Condition(Status.UNKNOWN, f"{variant}: no law L(N, D): {problem}")
+    text = f"{variant}: leave-one-budget-out error {100 * error:.2f} %, {error * L.mean():.4f} nats"
+    if surface.status is FitStatus.NOT_CONVERGED or np.isnan(error):
+        return Condition(Status.UNKNOWN, f"{variant}: L(N, D) {surface.status}")
+    if error < MAX_RELATIVE or error * L.mean() < MAX_NATS:
+        return Condition(Status.MET, text)
+    return Condition(Status.NOT_MET, text, _another_budget(study, variant, budgets))
+
+
+def _another_budget(study: Study, variant: str, budgets: Sequence[float]) -> tuple[Settle, ...]:
+    """Four times the largest, at its sizes."""
+    C = 4 * budgets[-1]
+    rows = study.rows(variant, budgets[-1])
+    sizes = ",".join(sorted(set(rows["size"])))
+    line = command(study.name, variant=variant, budget=budget_label(C), size=sizes)
+    return (Settle(f"a further budget of {variant}", len(rows), len(rows) * C, line),)
