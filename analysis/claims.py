@@ -34,7 +34,8 @@ class Statistics(Conditions):
     paired_seeds: Condition
     """Three seeds or more that both variants were trained on, and differences by seed."""
     gap_exceeds_mde: Condition
-    """The gap is above the minimum detectable one."""
+    """The gap is above the minimum detectable one, at the level that Holm's correction leaves it:
+    barely significant gaps are not claims, and are mostly too large."""
     interval_excludes_zero: Condition
     """After Holm's correction over all ranked pairs and budgets of the study."""
 
@@ -151,7 +152,7 @@ def statistics(
         return Statistics(nothing, nothing, nothing)
     return Statistics(
         paired_seeds=_paired_seeds(difference, more),
-        gap_exceeds_mde=_exceeds(difference, num_tests, more),
+        gap_exceeds_mde=_exceeds(difference, p_holm, num_tests, more),
         interval_excludes_zero=_excludes_zero(difference, p_holm, num_tests, more),
     )
 
@@ -169,9 +170,9 @@ def _more(num: int) -> str:
     return f"{num} more shared seed{'s' if num > 1 else ''}"
 
 
-def _exceeds(difference: Difference, num_tests: int, more: MoreSeeds) -> Condition:
-    gap, least = abs(difference.nats), difference.minimum_detectable
-    text = f"gap {gap:.4f}, minimum detectable {least:.4f} nats"
+def _exceeds(difference: Difference, p_holm: float, num_tests: int, more: MoreSeeds) -> Condition:
+    gap, least = abs(difference.nats), difference.detectable_at(p_holm)
+    text = f"gap {gap:.4f}, minimum detectable {least:.4f} nats among {num_tests} gaps"
     if gap > least:
         return Condition(Status.MET, text)
     if difference.source is Source.NONE:

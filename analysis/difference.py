@@ -6,6 +6,7 @@ Losses are nats per token.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 import numpy as np
 from scipy.special import nctdtrinc, stdtr, stdtrit
@@ -19,6 +20,7 @@ MIN_SEEDS = 3
 """With two, one difference is left for the noise: an interval of 12.7 standard errors."""
 MOST_SEEDS = 100
 """More are not proposed."""
+SEED_COUNTS = np.arange(MIN_SEEDS, MOST_SEEDS + 1)
 ROUNDING = 1e-9
 """Nats: seeds that differ by less are copies of one run."""
 
@@ -75,31 +77,44 @@ class Difference:
         """The gap that would have been found with 80 % chance, see `minimum_detectable`."""
         return minimum_detectable(self.stderr, self.dof)
 
+    def detectable_at(self, p_holm: float) -> float:
+        """The same at the level that Holm's correction leaves this gap: 5 % by p over corrected p,
+        which is 5 % over the number of gaps at the first step. Without a corrected p-value, at 5 %.
+        """
+        share = self.p_value / p_holm if p_holm > 0 else 1.0
+        return minimum_detectable(self.stderr, self.dof, LEVEL * share)
+
     def seeds_needed(self, level: float) -> int | None:
-        """Shared seeds after which a gap of this size would exceed the minimum detectable one and
-        have a p-value of at most `level`, the noise staying what it is; None beyond `MOST_SEEDS`.
+        """Shared seeds after which a gap of this size would exceed the minimum detectable one at
+        `level`, the noise staying what it is; None beyond `MOST_SEEDS`.
         """
         spread = self.stderr * np.sqrt(max(self.num_seeds, 1))
-        num_S = np.arange(MIN_SEEDS, MOST_SEEDS + 1)
+        num_S = SEED_COUNTS
         t_S = abs(self.nats) / (spread / np.sqrt(num_S))
-        enough_S = (t_S > _detectable(num_S - 1.0)) & (2 * stdtr(num_S - 1, -t_S) <= level)
+        enough_S = t_S > _detectable_by_seeds(level)
         return int(num_S[enough_S][0]) if enough_S.any() else None
 
 
-def minimum_detectable(stderr: float, dof: float) -> float:
-    """The gap that a two-sided test at 5 % finds with 80 % chance (MDE).
+def minimum_detectable(stderr: float, dof: float, level: float = LEVEL) -> float:
+    """The gap that a two-sided test at `level` finds with 80 % chance (MDE).
 
-    stderr times the noncentrality at which noncentral t with `dof` exceeds its 97.5 % quantile with
-    probability 0.8 (Cohen 1988, chapter 2). Bloom 1995 (Evaluation Review 19(5), 547-556) has the
-    common approximation stderr (t_0.975 + t_0.8): 2.80 stderr for many degrees of freedom, where
-    both agree, and 5.36 instead of 5.65 with two. NaN without an error.
+    stderr times the noncentrality at which noncentral t with `dof` exceeds the 1 - level / 2
+    quantile of t with probability 0.8 (Cohen 1988, chapter 2). Bloom 1995 (Evaluation Review
+    19(5), 547-556) has the common approximation stderr (t_0.975 + t_0.8): 2.80 stderr for many
+    degrees of freedom, where both agree, and 5.36 instead of 5.65 with two. NaN without an error.
     """
-    return float(stderr * _detectable(np.array(dof))) if dof > 0 else float("nan")
+    return float(stderr * _detectable(np.array(dof), level)) if dof > 0 else float("nan")
 
 
-def _detectable(dof: np.ndarray) -> np.ndarray:
+@cache
+def _detectable_by_seeds(level: float) -> np.ndarray:
+    """For each of `SEED_COUNTS`: 2 ms, of few levels."""
+    return _detectable(SEED_COUNTS - 1.0, level)
+
+
+def _detectable(dof: np.ndarray, level: float) -> np.ndarray:
     """In standard errors."""
-    return nctdtrinc(dof, 1 - POWER, stdtrit(dof, 1 - LEVEL / 2))
+    return nctdtrinc(dof, 1 - POWER, stdtrit(dof, 1 - level / 2))
 
 
 def by_seed(difference_S: np.ndarray, note: str = "") -> Difference | None:

@@ -50,18 +50,26 @@ class SeedLosses:
     """ln N by size."""
     losses: Losses
 
-    def minimum(self, seed: int, sizes: Iterable[str]) -> float:
-        """Of the profile's kind of curve through one seed's losses; NaN if it is not bracketed or
-        there are too few of them.
+    def minima(self, seeds: Sequence[int], sizes: Iterable[str]) -> np.ndarray:
+        """Of the profile's kind of curve through every seed's losses, (S,); NaN where it is not
+        bracketed or there are too few of them.
         """
-        own = self.losses.get(seed, {})
-        names = sorted((s for s in sizes if s in own), key=self.log_params.__getitem__)
+        wanted = set(sizes)
+        ladders = [frozenset(wanted & self.losses[seed].keys()) for seed in seeds]
+        minimum_S = np.full(len(seeds), np.nan)
+        for ladder in set(ladders):
+            same = [i for i, own in enumerate(ladders) if own == ladder]
+            minimum_S[same] = self._minima([seeds[i] for i in same], ladder)
+        return minimum_S
+
+    def _minima(self, seeds: Sequence[int], ladder: frozenset[str]) -> np.ndarray:
+        names = sorted(ladder, key=self.log_params.__getitem__)
         curve = CURVES[self.shape]
         if len(names) < max(MIN_SIZES, curve.free):
-            return float("nan")
+            return np.full(len(seeds), np.nan)
         x_I = np.array([self.log_params[name] for name in names])
-        loss_1I = np.array([[own[name] for name in names]])
-        return float(curve.minima(x_I - x_I.mean(), loss_1I, np.ones(len(names))).loss_R[0])
+        loss_SI = np.array([[self.losses[seed][name] for name in names] for seed in seeds])
+        return curve.minima(x_I - x_I.mean(), loss_SI, np.ones(len(names))).loss_R
 
 
 def find_pairs(fit: IsoflopFit, baseline: str) -> list[Pair]:
@@ -136,26 +144,17 @@ def paired_difference(own: SeedLosses, base: SeedLosses) -> tuple[Difference | N
         return None, f"{len(seeds)} shared seeds, {MIN_SEEDS} are needed for differences by seed"
     ladders = [runs.losses[seed].keys() for runs in (own, base) for seed in seeds]
     shared = set.intersection(*map(set, ladders))
-    difference_S = _differences(own, base, seeds, shared, shared)
+    difference_S = base.minima(seeds, shared) - own.minima(seeds, shared)
     note = ""
     if np.isnan(difference_S).any():
-        difference_S = _differences(own, base, seeds, own.log_params, base.log_params)
+        own_S, base_S = (runs.minima(seeds, runs.log_params) for runs in (own, base))
+        difference_S = base_S - own_S
         note = "over each variant's own sizes"
     found = np.isfinite(difference_S)
     lost = ", ".join(str(s) for s, ok in zip(seeds, found, strict=True) if not ok)
     note = "; ".join(filter(None, (note, lost and f"no minimum of its own: seeds {lost}")))
     difference = by_seed(difference_S[found], note)
     return difference, note or "the seeds are copies of one another"
-
-
-def _differences(
-    own: SeedLosses,
-    base: SeedLosses,
-    seeds: Sequence[int],
-    own_sizes: Iterable[str],
-    base_sizes: Iterable[str],
-) -> np.ndarray:
-    return np.array([base.minimum(s, base_sizes) - own.minimum(s, own_sizes) for s in seeds])
 
 
 def _from_profiles(own: Profile, base: Profile, runs: tuple[SeedLosses, SeedLosses]) -> Difference:

@@ -152,7 +152,9 @@ def test_seeds_that_are_not_shared():
     [
         (5.0, 1, []),
         (2.9, 1, ["gap_exceeds_mde"]),
-        (4.0, 30, ["interval_excludes_zero"]),
+        (4.5, 1, []),
+        (4.5, 2, ["gap_exceeds_mde"]),
+        (4.5, 30, ["gap_exceeds_mde", "interval_excludes_zero"]),
         (1.0, 1, ["gap_exceeds_mde", "interval_excludes_zero"]),
     ],
 )
