@@ -65,7 +65,8 @@ def compare_measured(fit: IsoflopFit, frame: pd.DataFrame, pair: Pair, view: Vie
     """At equal seconds over all budgets, or at equal peak memory among the runs of the budget.
 
     More training costs seconds and no memory: at equal memory only runs of one budget can be
-    compared.
+    compared. There an envelope ends at the variant's minimum, so that the comparison is mostly at
+    what the best size of the smaller one takes.
 
     Args:
         fit: of the frame; says which trained size is best.
