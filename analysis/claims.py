@@ -136,7 +136,7 @@ class MoreSeeds:
 
 
 def statistics(
-    difference: Difference | None, p_holm: float, num_tests: int, more: MoreSeeds, why: str = ""
+    difference: Difference | None, p_holm: float, num_tests: int, more: MoreSeeds
 ) -> Statistics:
     """The statistical conditions.
 
@@ -145,25 +145,30 @@ def statistics(
         p_holm: its p-value after Holm's correction; NaN without an error.
         num_tests: members of the family that was corrected.
         more: what further seeds cost.
-        why: why there is no difference.
     """
     if difference is None:
-        nothing = Condition(Status.UNKNOWN, why)
+        nothing = Condition(Status.UNKNOWN, "not compared")
         return Statistics(nothing, nothing, nothing)
     return Statistics(
-        paired_seeds=_paired_seeds(difference, more),
+        paired_seeds=_paired_seeds(difference, num_tests, more),
         gap_exceeds_mde=_exceeds(difference, p_holm, num_tests, more),
         interval_excludes_zero=_excludes_zero(difference, p_holm, num_tests, more),
     )
 
 
-def _paired_seeds(difference: Difference, more: MoreSeeds) -> Condition:
+def _paired_seeds(difference: Difference, num_tests: int, more: MoreSeeds) -> Condition:
     num = difference.num_seeds
     if difference.source is Source.SEEDS:
         return Condition(Status.MET, f"{num} shared seeds, differences by seed")
     why = difference.note or f"{num} shared seeds"
-    lacking = max(MIN_SEEDS - num, 1)
+    needed = difference.seeds_needed(_strictest(num_tests)) or MIN_SEEDS
+    lacking = max(needed - num, 1)
     return Condition(Status.NOT_MET, why, more.settle(lacking, _more(lacking)))
+
+
+def _strictest(num_tests: int) -> float:
+    """Level of the first step of Holm's correction."""
+    return LEVEL / max(num_tests, 1)
 
 
 def _more(num: int) -> str:
@@ -198,7 +203,7 @@ def _seeds_that_settle(
     difference: Difference, num_tests: int, more: MoreSeeds
 ) -> tuple[Settle, ...]:
     """As many as the strictest step of Holm's correction needs for a gap of this size."""
-    needed = difference.seeds_needed(LEVEL / max(num_tests, 1))
+    needed = difference.seeds_needed(_strictest(num_tests))
     if needed is None:
         what = f"a gap of this size would need more than {MOST_SEEDS} seeds with this noise"
         return (Settle(what),)

@@ -26,7 +26,10 @@ class Settle:
     @property
     def text(self) -> str:
         """On one line."""
-        cost = f"{self.num_runs} runs, {self.flops:.2g} FLOPs" if self.num_runs else ""
+        cost = ""
+        if self.num_runs:
+            plural = "s" if self.num_runs > 1 else ""
+            cost = f"{self.num_runs} run{plural}, {self.flops:.2g} FLOPs"
         command = f"`{self.command}`" if self.command else ""
         return ": ".join(filter(None, (self.what, cost, command)))
 

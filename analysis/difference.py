@@ -86,8 +86,11 @@ class Difference:
 
     def seeds_needed(self, level: float) -> int | None:
         """Shared seeds after which a gap of this size would exceed the minimum detectable one at
-        `level`, the noise staying what it is; None beyond `MOST_SEEDS`.
+        `level`, the noise staying what it is; None beyond `MOST_SEEDS`,
+        or without an error.
         """
+        if not self.stderr > 0:
+            return None
         spread = self.stderr * np.sqrt(max(self.num_seeds, 1))
         num_S = SEED_COUNTS
         t_S = abs(self.nats) / (spread / np.sqrt(num_S))

@@ -105,7 +105,6 @@ class _Case:
 
     pair: Pair
     difference: Difference | None
-    reason: str
     protocol: Protocol
 
     @property
@@ -116,14 +115,14 @@ class _Case:
 
 
 def _at_equal_flops(found: Recount, protocol: Protocol) -> _Case:
-    return _Case(found.gap.pair, found.gap.difference, found.gap.reason, protocol)
+    return _Case(found.gap.pair, found.gap.difference, protocol)
 
 
 def _at_equal_cost(cost: EqualCost, protocol: Protocol) -> _Case:
     """Under a protocol in which no FLOPs are counted."""
     counted = Condition(Status.MET, "no FLOPs are counted")
     own = replace(protocol, optima_interior=_measured(cost), same_winner=counted)
-    return _Case(cost.pair, cost.difference, cost.reason, own)
+    return _Case(cost.pair, cost.difference, own)
 
 
 def _claims(study: Study, view: View, cases: list[_Case]) -> tuple[Claim, ...]:
@@ -133,7 +132,7 @@ def _claims(study: Study, view: View, cases: list[_Case]) -> tuple[Claim, ...]:
     claims = []
     for case, p_holm in zip(cases, adjusted, strict=True):
         more = _more_seeds(study, case.pair, view)
-        shown = statistics(case.difference, p_holm, num, more, case.reason)
+        shown = statistics(case.difference, p_holm, num, more)
         claims.append(Claim(case.pair, view, case.difference, p_holm, shown, case.protocol))
     return tuple(claims)
 

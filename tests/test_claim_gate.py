@@ -142,6 +142,7 @@ def test_seeds_that_are_not_shared():
     assert list(claim.missing) == ["paired_seeds"]
     assert claim.missing["paired_seeds"].evidence.startswith("0 shared seeds, 3 are needed")
     (step,) = claim.missing["paired_seeds"].settle
+    assert step.what == "3 more shared seeds"
     assert step.num_runs == 3 * 2 * len(WIDTHS)
     assert step.flops == step.num_runs * C
     assert step.command.endswith("variant=dense,peer budget=1e18 seed=105,106,107")

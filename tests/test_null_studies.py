@@ -58,9 +58,9 @@ def gated(found):
     return claims
 
 
-@pytest.fixture(scope="module")
-def null_studies():
-    return [drawn_claims(seed, ("a", "b", "c")) for seed in range(NUM_STUDIES)]
+@pytest.fixture(scope="module", params=["ab", "abc"])
+def null_studies(request):
+    return [drawn_claims(seed, tuple(request.param)) for seed in range(NUM_STUDIES)]
 
 
 def test_of_identical_variants_none_beats_another_in_19_of_20_studies(null_studies):
@@ -69,12 +69,12 @@ def test_of_identical_variants_none_beats_another_in_19_of_20_studies(null_studi
 
 
 def test_the_uncorrected_test_has_its_size(null_studies):
-    """Else the count above says nothing: 5 % of the gaps are found by a plain test at 5 %, and in
-    most studies with 9 of them one would be claimed every third time.
+    """Else the count above says nothing: a plain test at 5 % finds 5 % of the gaps, and one in far
+    more than 5 % of the studies.
     """
     p = np.array([[claim.difference.p_value for claim in study] for study in null_studies])
     assert 0.035 <= (p <= 0.05).mean() <= 0.065
-    assert (p <= 0.05).any(axis=1).mean() > 0.15
+    assert (p <= 0.05).any(axis=1).mean() > 0.1
 
 
 def test_the_interval_holds_the_true_gap(null_studies):
