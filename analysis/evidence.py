@@ -77,7 +77,7 @@ def learning_rates_interior(study: Study, profile: Profile) -> Condition:
     """At this budget the variant was trained at several learning rates, and the best of them is
     never the smallest or the largest. A run that diverged counts as an infinite loss.
     """
-    cells = _by_learning_rate(study.tuning, profile.variant, profile.budget)
+    cells = _by_learning_rate(study, profile.variant, profile.budget)
     tried = {size: found for size, found in cells.items() if len(found) >= MIN_LEARNING_RATES}
     if not tried:
         rates = ", ".join(
@@ -94,11 +94,13 @@ def learning_rates_interior(study: Study, profile: Profile) -> Condition:
     return Condition(Status.NOT_MET, f"{profile.variant}: {why}", steps)
 
 
-def _by_learning_rate(
-    runs: pd.DataFrame, variant: str, budget: float
-) -> dict[str, dict[float, float]]:
-    """Mean loss by size and learning rate, whether or not the isoFLOP fit may use the runs."""
+def _by_learning_rate(study: Study, variant: str, budget: float) -> dict[str, dict[float, float]]:
+    """Mean loss by size and learning rate, whether or not the isoFLOP fit may use the runs; models
+    of other parameter counts are other variants under one label.
+    """
+    runs, same = study.tuning, set(study.rows(variant)["num_params_total"])
     own = runs.loc[(runs["variant"] == variant) & (runs["budget"] == budget)]
+    own = own.loc[own["num_params_total"].isin(same)]
     losses: dict[str, dict[float, list[float]]] = {}
     columns = [own[name].tolist() for name in ("size", "lr", "loss", "status")]
     for size, lr, loss, status in zip(*columns, strict=True):
@@ -138,7 +140,7 @@ def _other_rates(
 
 def equal_tuning(study: Study, variants: Sequence[str]) -> Condition:
     """Both variants were tried at as many learning rates beyond the first of a cell."""
-    tried = {variant: _num_tried(study.tuning, variant) for variant in variants}
+    tried = {variant: _num_tried(study, variant) for variant in variants}
     text = ", ".join(f"{variant} {num}" for variant, num in tried.items())
     text = f"settings tried beyond the first of a cell: {text}"
     if not any(tried.values()):
@@ -155,9 +157,9 @@ def equal_tuning(study: Study, variants: Sequence[str]) -> Condition:
     )
 
 
-def _num_tried(runs: pd.DataFrame, variant: str) -> int:
-    budgets = set(runs.loc[runs["variant"] == variant, "budget"].dropna())
-    cells = [_by_learning_rate(runs, variant, budget) for budget in budgets]
+def _num_tried(study: Study, variant: str) -> int:
+    budgets = [p.budget for p in study.fit.profiles if p.variant == variant]
+    cells = [_by_learning_rate(study, variant, budget) for budget in budgets]
     return sum(len(found) - 1 for cell in cells for found in cell.values())
 
 

@@ -111,6 +111,19 @@ def test_one_learning_rate_per_size_says_nothing_of_the_tuning():
     assert (step.num_runs, step.flops) == (1, 1e18)
 
 
+def test_learning_rates_of_another_model_under_the_same_label_are_no_evidence():
+    other = changed(TUNING, "num_params_total", lambda params: params + 1)
+    assert list(first_claim(FRAME, other).missing) == ["learning_rates_interior", "equal_tuning"]
+
+
+def test_nothing_is_claimed_of_identical_variants():
+    same, tried = study(gap=0.0)
+    for claims in compare_study(same, tuning=tried).claims.values():
+        for claim in claims:
+            assert {"gap_exceeds_mde", "interval_excludes_zero"} <= set(claim.missing)
+            assert "paired_seeds" not in claim.missing
+
+
 def test_a_run_that_diverged_bounds_the_learning_rate():
     hot = TUNING["lr"] == 0.02
     burnt = TUNING.assign(

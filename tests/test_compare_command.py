@@ -34,6 +34,10 @@ def test_verdicts_are_printed_and_written(tmp_path, monkeypatch, capsys):
         "peer-train --config-name isoflop_laptop variant=dense,peer budget=2e10 seed=",
     ):
         assert part in text
+    quoted = (ROOT / "docs" / "compare.md").read_text().splitlines()
+    quoted = [line for line in quoted if line.startswith(("| peer - ", "| pkm - "))]
+    assert len(quoted) == 9
+    assert set(quoted) <= set(text.splitlines())
     table = pd.read_csv(tmp_path / "compare.csv")
     assert len(table) == 18
     assert table["mde"].gt(0).sum() == table["nats"].notna().sum() == 15
