@@ -16,14 +16,13 @@ from analysis.isoflop import IsoflopFit
 from analysis.load import AnalysisError, usable
 from analysis.parametric import fit_loss_surface
 from analysis.profile import Profile, ProfileStatus
+from analysis.refusals import MIN_SIZES
 from peer_scaling.record import budget_label
 
 FLOPS_TOLERANCE = 0.005
 """Of the budget."""
 NEAR = 2.0
 """A run that diverged within this factor of N* makes the minimum doubtful."""
-MIN_LEARNING_RATES = 3
-"""Fewer cannot have an optimum between them."""
 MIN_BUDGETS = 3
 """With two, the law that is left has one budget."""
 MAX_RELATIVE, MAX_NATS = 0.01, 0.02
@@ -62,105 +61,19 @@ def optimum_interior(study: Study, profile: Profile) -> Condition:
 
 
 def _another_try(study: Study, profile: Profile) -> Settle:
-    """Two sizes with the seeds that are there, or two seeds of the sizes that are there."""
+    """More sizes with the seeds that are there, or two seeds of the sizes that are there."""
     rows, C = study.rows(profile.variant, profile.budget), profile.budget
     line = command(study.name, variant=profile.variant, budget=budget_label(C))
     own = {int(seed) for seed in rows["seed"] if pd.notna(seed)}
-    if profile.status in (ProfileStatus.EDGE, ProfileStatus.TOO_FEW):
-        num = 2 * max(len(own), 1)
-        return Settle(profile.reason, num, num * C, f"{line} size=<names of both>")
+    lacking = {
+        ProfileStatus.EDGE: 2,
+        ProfileStatus.TOO_FEW: MIN_SIZES + (len(own) < 2) - profile.num_sizes,
+    }.get(profile.status)
+    if lacking:
+        num = lacking * max(len(own), 1)
+        return Settle(profile.reason, num, num * C, f"{line} size=<their names>")
     num = 2 * len(set(rows["size"]))
     return Settle(profile.reason, num, num * C, f"{line} seed={seeds(max(own, default=-1) + 1, 2)}")
-
-
-def learning_rates_interior(study: Study, profile: Profile) -> Condition:
-    """At this budget the variant was trained at several learning rates, and the best of them is
-    never the smallest or the largest. A run that diverged counts as an infinite loss.
-    """
-    cells = _by_learning_rate(study, profile.variant, profile.budget)
-    tried = {size: found for size, found in cells.items() if len(found) >= MIN_LEARNING_RATES}
-    if not tried:
-        rates = ", ".join(
-            f"{lr:g}" for lr in sorted({lr for found in cells.values() for lr in found})
-        )
-        why = f"fewer than {MIN_LEARNING_RATES} learning rates per size ({rates or 'none known'})"
-        steps = _other_rates(study, profile, cells.get(profile.best_size, {}))
-        return Condition(Status.UNKNOWN, f"{profile.variant}: {why}", steps)
-    ends = [size for size, found in tried.items() if _best_at_an_end(found)]
-    if not ends:
-        return Condition(Status.MET, f"{profile.variant}: interior at {', '.join(sorted(tried))}")
-    why = f"the best learning rate of {', '.join(sorted(ends))} is at an end of those tried"
-    steps = _other_rates(study, profile, tried[ends[0]], ends[0])
-    return Condition(Status.NOT_MET, f"{profile.variant}: {why}", steps)
-
-
-def _by_learning_rate(study: Study, variant: str, budget: float) -> dict[str, dict[float, float]]:
-    """Mean loss by size and learning rate, whether or not the isoFLOP fit may use the runs; models
-    of other parameter counts are other variants under one label.
-    """
-    runs, same = study.tuning, set(study.rows(variant)["num_params_total"])
-    own = runs.loc[(runs["variant"] == variant) & (runs["budget"] == budget)]
-    own = own.loc[own["num_params_total"].isin(same)]
-    losses: dict[str, dict[float, list[float]]] = {}
-    columns = [own[name].tolist() for name in ("size", "lr", "loss", "status")]
-    for size, lr, loss, status in zip(*columns, strict=True):
-        value = np.inf if status == "diverged" else loss
-        if np.isfinite(lr) and not np.isnan(value):
-            losses.setdefault(size, {}).setdefault(lr, []).append(value)
-    return {
-        size: {lr: float(np.mean(values)) for lr, values in found.items()}
-        for size, found in losses.items()
-    }
-
-
-def _best_at_an_end(found: dict[float, float]) -> bool:
-    rates = sorted(found)
-    return min(rates, key=found.__getitem__) in (rates[0], rates[-1])
-
-
-def _other_rates(
-    study: Study, profile: Profile, found: dict[float, float], size: str = ""
-) -> tuple[Settle, ...]:
-    """Half and double the best learning rate, in studies of their own: a cell is there once."""
-    if not found:
-        return (Settle("a column `lr` with the learning rate of every run"),)
-    best = min(found, key=found.__getitem__)
-    size = size or profile.best_size
-    lines = [
-        command(
-            study.name, variant=profile.variant, size=size, budget=budget_label(profile.budget),
-            seed=0, optim__lr=f"{lr:g}", study=f"{study.name}_lr{lr:g}",
-        )
-        for lr in (best / 2, 2 * best)
-        if lr not in found
-    ]  # fmt: skip
-    what = f"{size} of {profile.variant} at other learning rates"
-    return tuple(Settle(what, 1, profile.budget, line) for line in lines)
-
-
-def equal_tuning(study: Study, variants: Sequence[str]) -> Condition:
-    """Both variants were tried at as many learning rates beyond the first of a cell."""
-    tried = {variant: _num_tried(study, variant) for variant in variants}
-    text = ", ".join(f"{variant} {num}" for variant, num in tried.items())
-    text = f"settings tried beyond the first of a cell: {text}"
-    if not any(tried.values()):
-        return Condition(
-            Status.UNKNOWN, text, (Settle("the runs that learning_rates_interior asks for"),)
-        )
-    if len(set(tried.values())) == 1:
-        return Condition(Status.MET, text)
-    fewer = min(tried, key=tried.__getitem__)
-    lacking = max(tried.values()) - tried[fewer]
-    cost = lacking * float(np.mean(study.rows(fewer)["budget"].to_numpy()))
-    return Condition(
-        Status.NOT_MET, text, (Settle(f"{lacking} more settings of {fewer}", lacking, cost),)
-    )
-
-
-def _num_tried(study: Study, variant: str) -> int:
-    budgets = [p.budget for p in study.fit.profiles if p.variant == variant]
-    cells = [_by_learning_rate(study, variant, budget) for budget in budgets]
-    return sum(len(found) - 1 for cell in cells for found in cell.values())
 
 
 def flops_realised(study: Study, profile: Profile) -> Condition:
@@ -245,7 +158,7 @@ def held_out_error(study: Study, variant: str) -> Condition:
     rows = study.rows(variant)
     budgets = sorted(set(rows["budget"]))
     if len(budgets) < MIN_BUDGETS:
-        why = f"{variant}: {len(budgets)} budgets, {MIN_BUDGETS} are needed"
+        why = f"{variant}: {len(budgets)} of {MIN_BUDGETS} budgets"
         return Condition(Status.UNKNOWN, why, _another_budget(study, variant, budgets))
     N, D, L = (rows[name].to_numpy() for name in (study.fit.axis, "tokens", "loss"))
     try:

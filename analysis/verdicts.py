@@ -15,11 +15,9 @@ from analysis.difference import Difference, holm
 from analysis.equal_cost import EqualCost, View, compare_measured, of_pair
 from analysis.evidence import (
     Study,
-    equal_tuning,
     flag,
     flops_realised,
     held_out_error,
-    learning_rates_interior,
     no_divergence,
     one_epoch,
     optimum_interior,
@@ -28,6 +26,7 @@ from analysis.gaps import Pair, find_gaps
 from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.load import AnalysisError, as_frame
 from analysis.profile import Profile
+from analysis.tuning import equal_tuning, learning_rates_interior
 
 Check = Callable[[Study, Profile], Condition]
 NOT_CAUSAL = "not causal: its loss is for reference"

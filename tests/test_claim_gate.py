@@ -99,6 +99,24 @@ def test_a_minimum_at_the_edge_shows_nothing():
     assert claim.winner is None
 
 
+@pytest.mark.parametrize(
+    ("sizes", "num_runs", "reason"),
+    [
+        (WIDTHS[:4], 2 * 5, "train two sizes above x1.0"),
+        (WIDTHS[2:4], 2 * 5, "2 sizes, 4 are needed"),
+    ],
+)
+def test_a_minimum_that_is_missing_names_its_runs(sizes, num_runs, reason):
+    names = [f"x{width}" for width in sizes]
+    cut = FRAME.loc[(FRAME["variant"] != "peer") | FRAME["size"].isin(names)]
+    (step,) = first_claim(cut).missing["optima_interior"].settle
+    assert reason in step.what
+    assert (step.num_runs, step.flops) == (num_runs, num_runs * C)
+    assert step.command == (
+        "peer-train --config-name made variant=peer budget=1e18 size=<their names>"
+    )
+
+
 def test_one_learning_rate_per_size_says_nothing_of_the_tuning():
     claim = first_claim(FRAME, None)
     assert list(claim.missing) == ["learning_rates_interior", "equal_tuning"]
@@ -122,6 +140,12 @@ def test_nothing_is_claimed_of_identical_variants():
         for claim in claims:
             assert {"gap_exceeds_mde", "interval_excludes_zero"} <= set(claim.missing)
             assert "paired_seeds" not in claim.missing
+
+
+def test_learning_rates_are_compared_over_the_seeds_that_all_have():
+    """Seed 4 alone was tried at the others; that it is lucky must not count for these."""
+    lucky = TUNING.assign(loss=TUNING["loss"] - 0.5 * (TUNING["seed"] == 4))
+    assert first_claim(FRAME, lucky).beats
 
 
 def test_a_run_that_diverged_bounds_the_learning_rate():
