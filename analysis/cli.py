@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="where to write (default: <runs>/analysis, <CSV>_analysis)"
     )
     compare.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
-    compare.add_argument("--baseline", default="dense", help="reference of the pairs it is in")
+    compare.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
     for verb in (isoflop, load, compare):
         verb.add_argument("runs", help=RUNS)
         verb.add_argument("--study", help="only this study's runs")

@@ -9,6 +9,7 @@ from analysis.claims import Claim, condition_rows
 from analysis.conditions import Condition
 from analysis.difference import Difference
 from analysis.equal_cost import View
+from analysis.load import excluded, usable
 from analysis.tables import to_markdown
 from analysis.verdicts import Comparison
 from peer_scaling.record import budget_label
@@ -92,6 +93,7 @@ def report(comparison: Comparison) -> str:
     shown = [claim.verdict for view in View for claim in comparison.claims[view] if claim.beats]
     parts = [
         f"# Comparison of {', '.join(comparison.fit.variants)} in {comparison.study}",
+        f"{len(usable(comparison.frame))} of {len(comparison.frame)} runs used; "
         f"{len(flops)} pairs and budgets, {comparison.num_tests(View.FLOPS)} of them ranked and "
         f"tested at equal FLOPs; {len(shown)} claims shown at equal FLOPs, wall-clock and memory.",
         "## Verdicts",
@@ -102,9 +104,18 @@ def report(comparison: Comparison) -> str:
         to_markdown(_conventions(comparison)),
         "## Why not",
         *(_why(comparison) or ["Nothing is missing."]),
+        "## Excluded runs",
+        "\n".join(_excluded(comparison)) or "None.",
         CAVEATS,
     ]
     return "\n\n".join(parts)
+
+
+def _excluded(comparison: Comparison) -> list[str]:
+    left = excluded(comparison.frame)
+    lines = [f"- {run}: {why}" for run, why in zip(left["run_id"], left["excluded"], strict=True)]
+    left_out = [run for profile in comparison.fit.profiles for run in profile.left_out]
+    return lines + [f"- {run.run}: {run.reason}" for run in left_out]
 
 
 def _label(claim: Claim) -> str:

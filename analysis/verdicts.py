@@ -38,6 +38,8 @@ class Comparison:
     """Everything that `peer-analyze compare` knows of a study."""
 
     study: str
+    frame: pd.DataFrame
+    """All runs, excluded ones too."""
     fit: IsoflopFit
     recounts: tuple[Recount, ...]
     """The gap of every pair at every budget, with every FLOP convention."""
@@ -61,7 +63,7 @@ class Comparison:
 def compare_study(
     frame: pd.DataFrame,
     axis: str = "num_params_total",
-    baseline: str = "dense",
+    baseline: str | None = None,
     tuning: pd.DataFrame | None = None,
 ) -> Comparison:
     """Compare every two variants at every budget.
@@ -69,7 +71,7 @@ def compare_study(
     Args:
         frame: one study's runs, as `load_runs` returns them.
         axis: what N counts.
-        baseline: reference of all pairs it is in.
+        baseline: reference of all pairs it is in; None: dense, or the first variant.
         tuning: runs at other learning rates, as from further studies; None: those of the frame.
 
     Raises:
@@ -79,6 +81,7 @@ def compare_study(
     frame = as_frame(frame).copy()  # in one piece, as selecting rows of many pieces is slow
     if len(fit.variants) < 2:
         raise AnalysisError(f"one variant, {fit.variants[0]}: nothing to compare it with")
+    baseline = baseline or ("dense" if "dense" in fit.variants else fit.variants[0])
     if baseline not in fit.variants:
         names = ", ".join(fit.variants)
         raise AnalysisError(f"--baseline {baseline}: no such variant; choose one of {names}")
@@ -95,7 +98,7 @@ def compare_study(
         cases[view] = [_at_equal_cost(*case) for case in zip(found, protocols, strict=True)]
     claims = {view: _claims(study, view, found) for view, found in cases.items()}
     multipliers = [m for v in fit.variants for m in compute_multiplier(fit, v, gaps)]
-    return Comparison(study.name, fit, recounts, costs, tuple(multipliers), claims)
+    return Comparison(study.name, frame, fit, recounts, costs, tuple(multipliers), claims)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,17 @@ def test_verdicts_are_printed_and_written(tmp_path, monkeypatch, capsys):
     assert len(pd.read_csv(tmp_path / "claims.csv")) == 18 * 3 * 13
 
 
+def test_a_study_without_dense_and_with_an_unusable_run(tmp_path, monkeypatch, capsys):
+    frame, _ = study(variants=("a", "b"))
+    frame.loc[0, "loss"] = float("nan")
+    write_csv(frame, tmp_path / "runs.csv")
+    compare(monkeypatch, tmp_path / "runs.csv", "--out", tmp_path)
+    text = capsys.readouterr().out
+    assert "209 of 210 runs used; 3 pairs and budgets" in text
+    assert "| b - a at 1e18 | +0.0" in text
+    assert "\n## Excluded runs\n\n- a-1e+18-0.25-0: " in text
+
+
 def test_runs_at_other_rates_are_found_in_the_studies_beside_it(tmp_path, monkeypatch, capsys):
     _, both = study()
     write_csv(both, tmp_path / "runs.csv")
