@@ -22,7 +22,7 @@ def main() -> None:
     """The console script: 0 if the analysis was written, 2 with one line if it cannot be."""
     arguments = _parser().parse_args()
     try:
-        {"isoflop": _isoflop, "load": _load}[arguments.verb](arguments)
+        {"isoflop": _isoflop, "load": _load, "compare": _compare}[arguments.verb](arguments)
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
@@ -49,6 +49,12 @@ def _load(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise AnalysisError(f"--csv {arguments.csv}: {error.strerror or error}") from error
     print("\n".join(_lines(frame)))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from analysis.compare_command import run
+
+    run(arguments, arguments.out or _default_folder(arguments.runs))
 
 
 def _lines(frame: pd.DataFrame) -> list[str]:
@@ -84,7 +90,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Load runs, print what is excluded and why, and write them as a table.",
     )
     load.add_argument("--csv", type=Path, help="file to write; it loads back as the same runs")
-    for verb in (isoflop, load):
+    compare = verbs.add_parser(
+        "compare",
+        help="which variant beats which, at equal FLOPs, wall-clock and memory, and why not",
+        description="Compare every two variants at every budget; write tables, print verdicts.",
+    )
+    compare.add_argument(
+        "--out", type=Path, help="where to write (default: <runs>/analysis, <CSV>_analysis)"
+    )
+    compare.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
+    compare.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
+    for verb in (isoflop, load, compare):
         verb.add_argument("runs", help=RUNS)
         verb.add_argument("--study", help="only this study's runs")
     return parser

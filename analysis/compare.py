@@ -3,11 +3,14 @@
 Legend, as in the papers: C training FLOPs, L loss in nats per token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.difference import Difference, Source
 from analysis.fitting import student_quantile
+from analysis.gaps import Gap, Pair
 from analysis.isoflop import IsoflopFit
 from analysis.profile import Profile
 
@@ -22,8 +25,8 @@ class ComputeMultiplier:
     nats_below: float
     """Baseline's L* less the variant's: positive if the variant is better."""
     nats_margin: float
-    """Half width of its 95 % interval from the errors of both minima. With one seed it holds the
-    scatter around the curves, not the spread between seeds."""
+    """Half width of its 95 % interval, from the differences by seed or from the errors of both
+    minima. With one seed it holds the scatter around the curves, not the spread between seeds."""
     multiplier: float
     """FLOPs that the baseline needs for the variant's L*, over the budget; NaN if unknown."""
     low: float
@@ -33,16 +36,25 @@ class ComputeMultiplier:
     """Whether the baseline's curve had to be continued beyond its budgets."""
 
 
-def compute_multiplier(fit: IsoflopFit, baseline: str = "dense") -> list[ComputeMultiplier]:
+def compute_multiplier(
+    fit: IsoflopFit, baseline: str = "dense", gaps: Sequence[Gap] = ()
+) -> list[ComputeMultiplier]:
     """Each other variant against the baseline at every budget where both have a minimum.
 
     The baseline's L*(C) is read off its own minima, L linear in ln C between them and beyond their
     ends (He 2024's table 1 gives 1.93 and 1.63 for PEER on C4 this way). Budgets where the baseline
-    has no minimum, and baselines with a single budget, give no multiplier.
+    does not improve from one to the next, or a single budget, give no multiplier.
+
+    Args:
+        fit: with the minima.
+        baseline: label of a variant.
+        gaps: `gaps.find_gaps` of the same fit; where a gap is paired over seeds, it and its error
+            are taken instead of the difference of the minima and theirs.
     """
+    paired = {gap.pair: gap.difference for gap in gaps}
     base = fit.optima(baseline)
     return [
-        _compare(profile, own, base)
+        _compare(profile, own, base, paired.get(Pair(variant, baseline, own.budget)))
         for variant in fit.variants
         if variant != baseline
         for profile in fit.optima(variant)
@@ -51,11 +63,15 @@ def compute_multiplier(fit: IsoflopFit, baseline: str = "dense") -> list[Compute
     ]
 
 
-def _compare(profile: Profile, own: Profile, base: list[Profile]) -> ComputeMultiplier:
+def _compare(
+    profile: Profile, own: Profile, base: list[Profile], paired: Difference | None
+) -> ComputeMultiplier:
     gap = own.loss - profile.loss
     stderr = float(np.hypot(profile.loss_stderr, own.loss_stderr))
     margin = student_quantile(min(profile.dof, own.dof)) * stderr
-    log_ratio, slope, extrapolated = _log_compute_at(profile.loss, base)
+    if paired and paired.source is Source.SEEDS:
+        gap, margin = paired.nats, paired.margin
+    log_ratio, slope, extrapolated = _log_compute_at(own.loss - gap, base)
     log_ratio -= np.log(profile.budget)
     spread = margin / -slope if slope < 0 else float("nan")
     return ComputeMultiplier(

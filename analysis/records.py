@@ -33,7 +33,25 @@ def record_row(record: RunRecord) -> dict[str, Any]:
     flops = {f"flops_{name}": value for name, value in record.flops_by_convention.items()}
     own = record.config.get("ffw")
     settings = repr(sorted(own.items()) if isinstance(own, Mapping) else own)
-    return {**tidy({**asdict(record), **flops}), SETTINGS: settings}
+    told = {"dropless": _dropless(own), "device": _device(record.environment)}
+    return {**tidy({**asdict(record), **flops, **told}), SETTINGS: settings}
+
+
+def _dropless(ffw: object) -> bool | None:
+    """Whether no expert has a capacity that leaves tokens out, by the layer's settings."""
+    if not isinstance(ffw, Mapping):
+        return None
+    return "capacity_factor" not in ffw or ffw.get("router") == "token_choice"
+
+
+def _device(environment: Mapping[str, Any]) -> str | None:
+    """What the times and the memory of a run were measured on."""
+    device = environment.get("device")
+    if not device:
+        return None
+    ranks, threads = (environment.get(name) for name in ("world_size", "threads"))
+    several = f"{ranks} x " if isinstance(ranks, int) and ranks > 1 else ""
+    return f"{several}{device}" + (f", threads={threads}" if threads else "")
 
 
 def refused_row(run_id: object, why: object, **labels: object) -> dict[str, Any]:

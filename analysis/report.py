@@ -17,6 +17,10 @@ NOT_CAUSAL = (
     "(not causal): the layer compares a token with later ones, in training and in evaluation; its "
     "loss is not that of a language model and is shown for reference only."
 )
+COMPARE = (
+    "Whether a gap is a win, every pair of variants, equal wall-clock and memory, and what is "
+    "missing: `peer-analyze compare`."
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def summary(report: IsoflopReport) -> str:
             _multiplier_lines(report.multipliers, frame)
             or ["None: there is no budget at which dense and another variant have minima."]
         ),
+        COMPARE,
         "## Power laws over budgets",
         *(_law_lines(fit.laws, frame) or ["None: no variant has minima at two budgets."]),
         "## Curves without a minimum",

@@ -136,6 +136,8 @@ _LABELS = (
     Column("status", Kind.NAME),
     Column("reason", Kind.TEXT),
     Column("causal", Kind.FLAG),
+    Column("dropless", Kind.FLAG),
+    Column("device", Kind.TEXT),
     Column("protocol", Kind.TEXT),
     Column("finished_at", Kind.TIME),
 )
