@@ -79,11 +79,14 @@ def ladder_of(runs: pd.DataFrame, axis: str) -> Ladder:
 
 
 def _by_params(size_U: np.ndarray, N_U: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """(sizes by N, every run's index among them, (U,))."""
-    names, index_U = np.unique(size_U.astype(str), return_inverse=True)
-    mean_N = np.bincount(index_U, N_U) / np.bincount(index_U)
-    order = np.argsort(mean_N, kind="stable")
-    return [str(name) for name in names[order]], np.argsort(order)[index_U]
+    """(sizes by N, every run's index among them, (U,)); shapes of equal N are one size, with the
+    first one's name.
+    """
+    shapes, shape_U = np.unique(size_U.astype(str), return_inverse=True)
+    mean_N = np.bincount(shape_U, N_U) / np.bincount(shape_U)
+    counts, size_of = np.unique(mean_N, return_inverse=True)
+    names = [str(shapes[size_of == i][0]) for i in range(len(counts))]
+    return names, size_of[shape_U]
 
 
 def _seeds(seed_U: np.ndarray) -> np.ndarray:

@@ -222,3 +222,19 @@ def test_minima_weigh_by_their_errors_in_the_power_laws():
     )
     assert len(optima) == 4
     assert abs(exponent.exponent - 0.5) < abs(plain[0] - 0.5)
+
+
+def test_shapes_with_as_many_parameters_are_one_size():
+    """Deep and narrow beside wide and shallow: a curve has one loss at an N."""
+    N = np.geomspace(1e5, 1.6e6, 9)
+    loss = 3 + 0.1 * np.log(N / 4e5) ** 2
+    runs = [
+        {"variant": "dense", "budget": 1e12, "num_params_total": n, "tokens": 1e12 / 6 / n,
+         "loss": y + shift, "size": f"{shape}{i}", "flops": 1e12, "seed": 0}
+        for i, (n, y) in enumerate(zip(N, loss, strict=True))
+        for shape, shift in (("deep", 0.01), ("wide", -0.01))
+    ]  # fmt: skip
+    (profile,) = fit_isoflop(pd.DataFrame(runs)).profiles
+    assert profile.num_sizes == 9
+    assert profile.best_size == "deep4"
+    assert profile.loss == pytest.approx(3, abs=2e-3)
