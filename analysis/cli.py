@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis import predict_command
 from analysis.csv_runs import write_csv
 from analysis.isoflop import AXES
 from analysis.load import OFFLINE, ONLINE, AnalysisError, excluded, load_runs, usable
@@ -22,7 +23,7 @@ def main() -> None:
     """The console script: 0 if the analysis was written, 2 with one line if it cannot be."""
     arguments = _parser().parse_args()
     try:
-        {"isoflop": _isoflop, "load": _load}[arguments.verb](arguments)
+        VERBS[arguments.verb](arguments)
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
@@ -66,6 +67,9 @@ def _default_folder(runs: str) -> Path:
     return path / "analysis" if path.is_dir() else path.with_name(f"{path.stem}_analysis")
 
 
+VERBS = {"isoflop": _isoflop, "load": _load, "predict": predict_command.run}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="peer-analyze", description="Analyse isoFLOP studies.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
@@ -84,7 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Load runs, print what is excluded and why, and write them as a table.",
     )
     load.add_argument("--csv", type=Path, help="file to write; it loads back as the same runs")
-    for verb in (isoflop, load):
+    predict = verbs.add_parser(
+        "predict",
+        help="size, tokens and loss at a budget that was not trained, with intervals",
+        description="Predict N*, D* and L* at a budget; --check holds one against later runs.",
+    )
+    predict_command.add_arguments(predict)
+    for verb in (isoflop, load, predict):
         verb.add_argument("runs", help=RUNS)
         verb.add_argument("--study", help="only this study's runs")
     return parser

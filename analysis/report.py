@@ -128,10 +128,20 @@ def _multiplier_lines(multipliers: Sequence[ComputeMultiplier], frame: pd.DataFr
 def _law_lines(laws: Sequence[PowerLaw], frame: pd.DataFrame) -> list[str]:
     lines = [
         f"- {tables.display_name(law.variant, frame)}: {law.of}* ~ C^{law.exponent:+.3f} +- "
-        f"{law.exponent_margin:.3f} ({law.num_budgets} budgets)"
+        f"{law.exponent_margin:.3f} ({law.num_budgets} budgets); {held_out_text(law)}"
         for law in laws
     ]
     return ["\n".join(lines)] if lines else []
+
+
+def held_out_text(law: PowerLaw) -> str:
+    """The errors of a law at budgets that it was not fitted to."""
+    if np.isnan(law.left_out_error):
+        return "held-out error: needs >= 3 budgets"
+    return (
+        f"error by leaving out one budget {100 * law.left_out_error:.2f} %, at the largest from "
+        f"the others {100 * law.largest_error:+.2f} %"
+    )
 
 
 def _refusal_lines(fit: IsoflopFit) -> list[str]:
