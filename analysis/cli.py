@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import predict_command
+from analysis import diagnose_command, predict_command
 from analysis.csv_runs import write_csv
 from analysis.isoflop import AXES
 from analysis.load import OFFLINE, ONLINE, AnalysisError, excluded, load_runs, usable
@@ -67,7 +67,12 @@ def _default_folder(runs: str) -> Path:
     return path / "analysis" if path.is_dir() else path.with_name(f"{path.stem}_analysis")
 
 
-VERBS = {"isoflop": _isoflop, "load": _load, "predict": predict_command.run}
+VERBS = {
+    "isoflop": _isoflop,
+    "load": _load,
+    "predict": predict_command.run,
+    "diagnose": diagnose_command.run,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Predict N*, D* and L* at a budget; --check holds one against later runs.",
     )
     predict_command.add_arguments(predict)
-    for verb in (isoflop, load, predict):
+    diagnose = verbs.add_parser(
+        "diagnose",
+        help="every law with its held-out errors, influence, covariance and certificate",
+        description="Print what can be said against each law of a study; --out writes it.",
+    )
+    diagnose_command.add_arguments(diagnose)
+    for verb in (isoflop, load, predict, diagnose):
         verb.add_argument("runs", help=RUNS)
         verb.add_argument("--study", help="only this study's runs")
     return parser
