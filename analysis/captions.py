@@ -3,14 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from analysis.figures import AXIS_LABELS, display_name
+from analysis.figures import AXIS_LABELS, display_name, interval
 from analysis.isoflop import IsoflopFit, PowerLaw
 from analysis.laws import power_law
 from analysis.load import excluded, usable
 from peer_scaling.record import budget_label
 
 DRAWN = ["kind", "variant", "budget", "run_id", "num_params", "loss", "low", "high", "reason"]
-SCALING = ["kind", "variant", "of", "budget", "value"]
+SCALING = ["kind", "variant", "of", "budget", "value", "low", "high"]
 
 
 def isoflop_caption(fit: IsoflopFit, frame: pd.DataFrame) -> str:
@@ -41,7 +41,8 @@ def scaling_caption(fit: IsoflopFit, frame: pd.DataFrame) -> str:
     ]
     parts = [
         f"N* ({AXIS_LABELS[fit.axis]}), D* (tokens) and L* (nats per token) against training FLOPs "
-        f"at {_budgets(fit)}. Points are minima of the curves, lines the power laws through them, "
+        f"at {_budgets(fit)}. Points are minima of the curves with their 95 % intervals, "
+        "lines the power laws through them, "
         "over the budgets that have a minimum. Intervals of the exponents are 95 %, from Student's "
         "t, of the errors of the minima and their scatter around the line; with two budgets there "
         "is none.",
@@ -131,7 +132,9 @@ def scaling_data(fit: IsoflopFit) -> pd.DataFrame:
         for p in optima:
             values = {"N": p.num_params, "D": p.tokens, "L": p.loss}
             cell = {"kind": "minimum", "variant": variant, "budget": p.budget}
-            rows += [{**cell, "of": of, "value": value} for of, value in values.items()]
+            for of, value in values.items():
+                low, high = interval(p, of)
+                rows.append({**cell, "of": of, "value": value, "low": low, "high": high})
         C = np.array([p.budget for p in optima])
         for law in (law for law in fit.laws if law.variant == variant):
             line = power_law(law.log_coefficient, law.exponent, C)

@@ -71,6 +71,9 @@ def test_the_table_of_the_scaling_figure_has_every_point_that_is_drawn(frame, fi
         drawn = np.concatenate([np.transpose(line.get_data()) for line in ax.lines])
         expected = table.loc[table["of"] == of, ["budget", "value"]].to_numpy()
         assert _sorted(drawn) == pytest.approx(_sorted(expected))
+        bars = [bar[:, 1] for lines in ax.collections for bar in lines.get_segments()]
+        ends = table.loc[(table["of"] == of) & (table["kind"] == "minimum"), ["low", "high"]]
+        assert _sorted(bars) == pytest.approx(_sorted(ends))
 
 
 def test_captions_and_tables_are_written_beside_the_figures(frame, fit, tmp_path):
