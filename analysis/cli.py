@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis import diagnose_command, predict_command
 from analysis.csv_runs import write_csv
 from analysis.isoflop import AXES
 from analysis.load import OFFLINE, ONLINE, AnalysisError, excluded, load_runs, usable
@@ -22,7 +23,7 @@ def main() -> None:
     """The console script: 0 if the analysis was written, 2 with one line if it cannot be."""
     arguments = _parser().parse_args()
     try:
-        {"isoflop": _isoflop, "load": _load, "compare": _compare}[arguments.verb](arguments)
+        VERBS[arguments.verb](arguments)
     except AnalysisError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
@@ -72,6 +73,15 @@ def _default_folder(runs: str) -> Path:
     return path / "analysis" if path.is_dir() else path.with_name(f"{path.stem}_analysis")
 
 
+VERBS = {
+    "isoflop": _isoflop,
+    "load": _load,
+    "compare": _compare,
+    "predict": predict_command.run,
+    "diagnose": diagnose_command.run,
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="peer-analyze", description="Analyse isoFLOP studies.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
@@ -100,7 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
     compare.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
-    for verb in (isoflop, load, compare):
+    predict = verbs.add_parser(
+        "predict",
+        help="size, tokens and loss at a budget that was not trained, with intervals",
+        description="Predict N*, D* and L* at a budget; --check holds one against later runs.",
+    )
+    predict_command.add_arguments(predict)
+    diagnose = verbs.add_parser(
+        "diagnose",
+        help="every law with its held-out errors, influence, covariance and certificate",
+        description="Print what can be said against each law of a study; --out writes it.",
+    )
+    diagnose_command.add_arguments(diagnose)
+    for verb in (isoflop, load, compare, predict, diagnose):
         verb.add_argument("runs", help=RUNS)
         verb.add_argument("--study", help="only this study's runs")
     return parser

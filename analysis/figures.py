@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import ArrayLike
 
+from analysis.fitting import student_quantile
 from analysis.isoflop import IsoflopFit
 from analysis.laws import power_law
 from analysis.load import not_causal, usable
@@ -232,10 +233,23 @@ def _scaling_line(ax: Axes, fit: IsoflopFit, variant: str, of: str, look: Look, 
     laws = [law for law in fit.laws if (law.variant, law.of) == (variant, of)]
     label = f"{name}, N* ~ C^{laws[0].exponent:.2f}" if laws else name
     ax.plot(C, points, marker=look.marker, linestyle="none", color=look.colour, label=label)
+    ends = np.array([interval(p, of) for p in optima]).reshape(-1, 2)
+    known = np.isfinite(ends).all(axis=1)
+    ax.vlines(C[known], ends[known, 0], ends[known, 1], color=look.colour, lw=0.9)
     for law in laws:
         line = ax.plot(C, power_law(law.log_coefficient, law.exponent, C), color=look.colour)
         if look.dashes:
             line[0].set_dashes(look.dashes)
+
+
+def interval(profile: Profile, of: str) -> tuple[float, float]:
+    """Of N* at the profile's level, of D* and L* at 95 %; NaN where there is none."""
+    if of == "N":
+        return profile.num_params_low, profile.num_params_high
+    if of == "L":
+        return profile.loss - profile.loss_margin, profile.loss + profile.loss_margin
+    margin = np.exp(student_quantile(profile.dof) * profile.tokens_log_stderr)
+    return float(profile.tokens / margin), float(profile.tokens * margin)
 
 
 def _exp(x: ArrayLike) -> np.ndarray:

@@ -109,9 +109,9 @@ class Replicates:
         return np.exp(self.model.ln_loss(self.model.centred(self.theta_RP)))
 
 
-def student_quantile(dof: float) -> float:
-    """Half width of a two-sided 95 % interval in standard errors; NaN if there is no `dof`."""
-    return float(stdtrit(dof, (1 + CONFIDENCE) / 2)) if dof > 0 else float("nan")
+def student_quantile(dof: float, level: float = CONFIDENCE) -> float:
+    """Half width of a two-sided interval in standard errors; NaN if there is no `dof`."""
+    return float(stdtrit(dof, (1 + level) / 2)) if dof > 0 else float("nan")
 
 
 def percentiles(values: np.ndarray, level: float = CONFIDENCE) -> tuple[float, float]:

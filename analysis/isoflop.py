@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.diagnostics import held_out_power_law
 from analysis.fitting import CONFIDENCE, student_quantile
 from analysis.load import AnalysisError, as_frame, usable
-from analysis.powerlaw import fit_power_law
+from analysis.powerlaw import PowerFit, fit_power_law
 from analysis.profile import Profile
 from analysis.profiles import fit_profile
 
@@ -38,6 +39,11 @@ class PowerLaw:
     """From the standard errors of the minima, and from their scatter around the law where it is
     wider; NaN with two budgets, through which any power law passes."""
     num_budgets: int
+    left_out_error: float
+    """Mean |y' / y - 1| over the minima, each by the law through the others; NaN below three
+    budgets."""
+    largest_error: float
+    """y' / y - 1 of the largest budget by the law through the others; NaN likewise."""
 
     @property
     def exponent_margin(self) -> float:
@@ -115,22 +121,38 @@ def fit_isoflop(
 
 
 def _power_laws(variant: str, optima: Sequence[Profile]) -> list[PowerLaw]:
+    C = np.array([p.budget for p in optima])
+    return [_power_law(variant, of, C, fit) for of, fit in power_fits(optima).items()]
+
+
+def power_fits(optima: Sequence[Profile]) -> dict[str, PowerFit]:
     """Ln N*, ln D* and ln L* against ln C, every minimum weighted by its standard error; none from
     fewer than two budgets.
     """
     if len(optima) < 2:
-        return []
+        return {}
     values = {
         "N": [(p.num_params, p.num_params_log_stderr) for p in optima],
         "D": [(p.tokens, p.tokens_log_stderr) for p in optima],
         "L": [(p.loss, p.loss_stderr / p.loss) for p in optima],
     }
     C = np.array([p.budget for p in optima])
-    return [_power_law(variant, of, C, np.array(points)) for of, points in values.items()]
+    return {of: _power_fit(C, np.array(points)) for of, points in values.items()}
 
 
-def _power_law(variant: str, of: str, C: np.ndarray, points: np.ndarray) -> PowerLaw:
-    log_stderr = np.maximum(points[:, 1], ROUNDING)
-    fit = fit_power_law(C, points[:, 0], log_stderr)
-    exponent, stderr = fit.exponent, fit.exponent_stderr
-    return PowerLaw(variant, of, fit.log_coefficient, exponent, stderr, len(C))
+def _power_fit(C: np.ndarray, points: np.ndarray) -> PowerFit:
+    return fit_power_law(C, points[:, 0], np.maximum(points[:, 1], ROUNDING))
+
+
+def _power_law(variant: str, of: str, C: np.ndarray, fit: PowerFit) -> PowerLaw:
+    errors = held_out_power_law(fit, C) if len(C) > 2 else None
+    return PowerLaw(
+        variant=variant,
+        of=of,
+        log_coefficient=fit.log_coefficient,
+        exponent=fit.exponent,
+        exponent_stderr=fit.exponent_stderr,
+        num_budgets=len(C),
+        left_out_error=errors.mean_abs_error if errors else float("nan"),
+        largest_error=errors.largest.mean_error if errors else float("nan"),
+    )

@@ -8,9 +8,18 @@ import numpy as np
 import pandas as pd
 
 from analysis import figures, tables
+from analysis.captions import (
+    exclusion_lines,
+    held_out_text,
+    isoflop_caption,
+    isoflop_data,
+    refusal_lines,
+    scaling_caption,
+    scaling_data,
+)
 from analysis.compare import ComputeMultiplier, compute_multiplier
 from analysis.isoflop import IsoflopFit, PowerLaw, fit_isoflop
-from analysis.load import AnalysisError, excluded, load_runs, not_causal, usable
+from analysis.load import AnalysisError, load_runs, not_causal, usable
 from peer_scaling.record import budget_label
 
 NOT_CAUSAL = (
@@ -56,7 +65,13 @@ def write(report: IsoflopReport, folder: Path) -> list[Path]:
     fit, frame = report.fit, report.frame
     paths = figures.save(figures.plot_isoflop(fit, frame), folder, "isoflop")
     paths += figures.save(figures.plot_scaling(fit, frame), folder, "scaling")
+    captions = {"isoflop": isoflop_caption(fit, frame), "scaling": scaling_caption(fit, frame)}
+    for name, text in captions.items():
+        paths.append(folder / f"{name}.caption.md")
+        paths[-1].write_text(text + "\n")
     frames = {
+        "isoflop": isoflop_data(fit, frame),
+        "scaling": scaling_data(fit),
         "runs": frame,
         "optima": tables.with_causality(tables.optima_table(fit), frame),
         "power_laws": tables.with_causality(tables.laws_table(fit), frame),
@@ -97,9 +112,9 @@ def summary(report: IsoflopReport) -> str:
         "## Power laws over budgets",
         *(_law_lines(fit.laws, frame) or ["None: no variant has minima at two budgets."]),
         "## Curves without a minimum",
-        *(_refusal_lines(fit) or ["None."]),
+        "\n".join(refusal_lines(fit)) or "None.",
         "## Excluded runs",
-        *(_exclusion_lines(frame, fit) or ["None."]),
+        "\n".join(exclusion_lines(frame, fit)) or "None.",
         _caveat(seeds, len(fit.budgets)),
     ]
     return "\n\n".join(parts)
@@ -133,26 +148,9 @@ def _multiplier_lines(multipliers: Sequence[ComputeMultiplier], frame: pd.DataFr
 def _law_lines(laws: Sequence[PowerLaw], frame: pd.DataFrame) -> list[str]:
     lines = [
         f"- {tables.display_name(law.variant, frame)}: {law.of}* ~ C^{law.exponent:+.3f} +- "
-        f"{law.exponent_margin:.3f} ({law.num_budgets} budgets)"
+        f"{law.exponent_margin:.3f} ({law.num_budgets} budgets); {held_out_text(law)}"
         for law in laws
     ]
-    return ["\n".join(lines)] if lines else []
-
-
-def _refusal_lines(fit: IsoflopFit) -> list[str]:
-    lines = [
-        f"- {p.variant} at {budget_label(p.budget)}: {p.status} ({p.num_sizes} sizes, lowest "
-        f"{p.best_loss:.4f} at {p.best_size}): {p.reason}"
-        for p in fit.profiles
-        if not p.ok
-    ]
-    return ["\n".join(lines)] if lines else []
-
-
-def _exclusion_lines(frame: pd.DataFrame, fit: IsoflopFit) -> list[str]:
-    left = excluded(frame)
-    lines = [f"- {run}: {why}" for run, why in zip(left["run_id"], left["excluded"], strict=True)]
-    lines += [f"- {far.run}: {far.reason}" for p in fit.profiles for far in p.left_out]
     return ["\n".join(lines)] if lines else []
 
 

@@ -1,0 +1,151 @@
+"""What stands beside a figure: budgets, intervals, what is left out and why; and its numbers."""
+
+import numpy as np
+import pandas as pd
+
+from analysis.figures import AXIS_LABELS, display_name, interval
+from analysis.isoflop import IsoflopFit, PowerLaw
+from analysis.laws import power_law
+from analysis.load import excluded, usable
+from peer_scaling.record import budget_label
+
+DRAWN = ["kind", "variant", "budget", "run_id", "num_params", "loss", "low", "high", "reason"]
+SCALING = ["kind", "variant", "of", "budget", "value", "low", "high"]
+
+
+def isoflop_caption(fit: IsoflopFit, frame: pd.DataFrame) -> str:
+    """Of the figure of loss against parameters, in Markdown."""
+    levels = sorted({f"{100 * p.level:g} %" for p in fit.profiles})
+    parts = [
+        f"Validation loss in nats per token against {AXIS_LABELS[fit.axis]}, one panel per budget: "
+        f"{_budgets(fit)} training FLOPs. Points are runs, {len(usable(frame))} of {len(frame)}; "
+        "hollow ones are excluded, ringed ones are not in the fit of their curve. Lines are fitted "
+        "curves, thin where there is no minimum; stars are minima. Horizontal bars are "
+        f"{' and '.join(levels)} intervals of N*, vertical ones 95 % intervals of L*: from the "
+        "spread of the seeds, or the scatter of the sizes around the curve where that is larger or "
+        "there is one seed.",
+        "Curves without a minimum:",
+        _list(refusal_lines(fit)),
+        "Excluded runs, and runs that are left out of a fit:",
+        _list(exclusion_lines(frame, fit)),
+    ]
+    return "\n\n".join(parts)
+
+
+def scaling_caption(fit: IsoflopFit, frame: pd.DataFrame) -> str:
+    """Of the figure of N*, D* and L* against the budget, in Markdown."""
+    laws = [
+        f"- {display_name(law.variant, frame)}: {law.of}* ~ C^{law.exponent:.4f} +- "
+        f"{law.exponent_margin:.4f} ({law.num_budgets} budgets); {held_out_text(law)}"
+        for law in fit.laws
+    ]
+    parts = [
+        f"N* ({AXIS_LABELS[fit.axis]}), D* (tokens) and L* (nats per token) against training FLOPs "
+        f"at {_budgets(fit)}. Points are minima of the curves with their 95 % intervals, "
+        "lines the power laws through them, "
+        "over the budgets that have a minimum. Intervals of the exponents are 95 %, from Student's "
+        "t, of the errors of the minima and their scatter around the line; with two budgets there "
+        "is none.",
+        _list(laws),
+        "Budgets that are no points, because their curve has no minimum:",
+        _list(refusal_lines(fit)),
+        "Excluded runs, and runs that are left out of a fit:",
+        _list(exclusion_lines(frame, fit)),
+    ]
+    return "\n\n".join(parts)
+
+
+def refusal_lines(fit: IsoflopFit) -> list[str]:
+    """A line per curve without a minimum."""
+    return [
+        f"- {p.variant} at {budget_label(p.budget)}: {p.status} ({p.num_sizes} sizes, lowest "
+        f"{p.best_loss:.4f} at {p.best_size}): {p.reason}"
+        for p in fit.profiles
+        if not p.ok
+    ]
+
+
+def exclusion_lines(frame: pd.DataFrame, fit: IsoflopFit) -> list[str]:
+    """A line per run that is excluded, or not in the fit of its curve."""
+    left = excluded(frame)
+    lines = [f"- {run}: {why}" for run, why in zip(left["run_id"], left["excluded"], strict=True)]
+    return lines + [f"- {far.run}: {far.reason}" for p in fit.profiles for far in p.left_out]
+
+
+def held_out_text(law: PowerLaw) -> str:
+    """The errors of a law at budgets that it was not fitted to."""
+    if np.isnan(law.left_out_error):
+        return "held-out error: needs >= 3 budgets"
+    return (
+        f"error by leaving out one budget {100 * law.left_out_error:.2f} %, at the largest from "
+        f"the others {100 * law.largest_error:+.2f} %"
+    )
+
+
+def isoflop_data(fit: IsoflopFit, frame: pd.DataFrame) -> pd.DataFrame:
+    """Every point of the figure, of `kind` run, excluded, left out, curve or minimum; `low` and
+    `high` are the interval of N*, `reason` says why a point does not count.
+    """
+    seen = frame["variant"].isin(fit.variants) & frame["budget"].isin(fit.budgets)
+    runs = frame.loc[seen & frame["loss"].notna()]
+    rows = [
+        {
+            "kind": "run" if why is None else "excluded",
+            "variant": variant,
+            "budget": C,
+            "run_id": run,
+            "num_params": N,
+            "loss": L,
+            "reason": why,
+        }
+        for variant, C, run, N, L, why in runs[
+            ["variant", "budget", "run_id", fit.axis, "loss", "excluded"]
+        ].itertuples(index=False)
+    ]
+    for p in fit.profiles:
+        cell = {"variant": p.variant, "budget": p.budget}
+        curve = zip(p.curve_num_params, p.curve_loss, strict=True)
+        rows += [{**cell, "kind": "curve", "num_params": N, "loss": L} for N, L in curve]
+        rows += [
+            {
+                **cell,
+                "kind": "left out",
+                "run_id": far.run,
+                "num_params": far.num_params,
+                "loss": far.loss,
+                "reason": far.reason,
+            }
+            for far in p.left_out
+        ]
+        if p.ok:
+            ends = {"low": p.num_params_low, "high": p.num_params_high}
+            star = {"kind": "minimum", "num_params": p.num_params, "loss": p.loss}
+            rows.append({**cell, **star, **ends})
+    return pd.DataFrame(rows, columns=DRAWN)
+
+
+def scaling_data(fit: IsoflopFit) -> pd.DataFrame:
+    """Every point of the figure: minima, and the laws at the same budgets."""
+    rows = []
+    for variant in fit.variants:
+        optima = fit.optima(variant)
+        for p in optima:
+            values = {"N": p.num_params, "D": p.tokens, "L": p.loss}
+            cell = {"kind": "minimum", "variant": variant, "budget": p.budget}
+            for of, value in values.items():
+                low, high = interval(p, of)
+                rows.append({**cell, "of": of, "value": value, "low": low, "high": high})
+        C = np.array([p.budget for p in optima])
+        for law in (law for law in fit.laws if law.variant == variant):
+            line = power_law(law.log_coefficient, law.exponent, C)
+            cell = {"kind": "law", "variant": variant, "of": law.of}
+            rows += [{**cell, "budget": c, "value": y} for c, y in zip(C, line, strict=True)]
+    return pd.DataFrame(rows, columns=SCALING)
+
+
+def _budgets(fit: IsoflopFit) -> str:
+    return ", ".join(budget_label(C) for C in fit.budgets)
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join(lines) or "None."
