@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 
 from analysis.load import usable
 from analysis.schema import UNNAMED
+from peer_scaling.record import budget_label
 
 SHAPE = re.compile(r"d(\d+)_l(\d+)")
 MAX_WIDTHS = 64
@@ -120,4 +121,4 @@ def _command(study: str, variant: str, size: list[str], budget: float) -> str:
     """The study's own file holds whatever its variants and its text differ in from the defaults."""
     parts = ["peer-train"] if study == UNNAMED else ["peer-train", "--config-name", study]
     label = "ffw" if study == UNNAMED else "variant"
-    return shlex.join([*parts, f"{label}={variant}", *size, f"budget={budget!r}"])
+    return shlex.join([*parts, f"{label}={variant}", *size, f"budget={budget_label(budget)}"])
