@@ -58,6 +58,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     run(arguments, arguments.out or _default_folder(arguments.runs))
 
 
+def _paper(arguments: argparse.Namespace) -> None:
+    from analysis.paper_command import run
+
+    run(arguments, arguments.out or _default_folder(arguments.runs))
+
+
 def _lines(frame: pd.DataFrame) -> list[str]:
     cells = Counter(usable(frame)["variant"])
     counts = ", ".join(f"{count} {variant}" for variant, count in sorted(cells.items()))
@@ -77,6 +83,8 @@ VERBS = {
     "isoflop": _isoflop,
     "load": _load,
     "compare": _compare,
+    "tables": _paper,
+    "figures": _paper,
     "predict": predict_command.run,
     "diagnose": diagnose_command.run,
 }
@@ -122,7 +130,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Print what can be said against each law of a study; --out writes it.",
     )
     diagnose_command.add_arguments(diagnose)
-    for verb in (isoflop, load, compare, predict, diagnose):
+    paper = [
+        verbs.add_parser(verb, help=f"{what} of He 2024 from a study; what it lacks for the others")
+        for verb, what in (("tables", "tables 1 and 2"), ("figures", "figures 1, 3a, 3b and 4"))
+    ]
+    for verb in paper:
+        verb.add_argument(
+            "--out", type=Path, help="where to write (default: <runs>/analysis, <CSV>_analysis)"
+        )
+    for verb in (isoflop, load, compare, predict, diagnose, *paper):
         verb.add_argument("runs", help=RUNS)
         verb.add_argument("--study", help="only this study's runs")
     return parser

@@ -19,6 +19,9 @@ from peer_scaling.record import (
 SETTINGS = "ffw_settings"
 """Beside the schema's columns: the numbers of the variant, for `comparable`."""
 
+OF_THE_LAYER = ("num_experts", "num_heads", "experts_per_head", "query_norm")
+"""Settings of a sparse layer that are columns of the frame."""
+
 
 def record_rows(root: Path) -> list[dict[str, Any]]:
     """A row for every run below a folder that has a record, in the order of their paths; then one
@@ -34,7 +37,8 @@ def record_row(record: RunRecord) -> dict[str, Any]:
     own = record.config.get("ffw")
     settings = repr(sorted(own.items()) if isinstance(own, Mapping) else own)
     told = {"dropless": _dropless(own), "device": _device(record.environment)}
-    return {**tidy({**asdict(record), **flops, **told}), SETTINGS: settings}
+    layer = {name: own.get(name) for name in OF_THE_LAYER} if isinstance(own, Mapping) else {}
+    return {**tidy({**asdict(record), **flops, **told, **layer}), SETTINGS: settings}
 
 
 def _dropless(ffw: object) -> bool | None:

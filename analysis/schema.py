@@ -136,6 +136,7 @@ _LABELS = (
     Column("status", Kind.NAME),
     Column("reason", Kind.TEXT),
     Column("causal", Kind.FLAG),
+    Column("query_norm", Kind.NAME),
     Column("dropless", Kind.FLAG),
     Column("device", Kind.TEXT),
     Column("protocol", Kind.TEXT),
@@ -152,6 +153,9 @@ _POSITIVE = (
 _NOT_NEGATIVE = tuple(
     Column(name, Kind.NUMBER, unit, 0.0)
     for name, unit in (
+        ("num_experts", "experts"),
+        ("num_heads", "heads"),
+        ("experts_per_head", "experts per token and head"),
         ("num_params_embedding", "parameters"),
         ("num_params_lookup", "parameters"),
         ("steps", "steps"),
