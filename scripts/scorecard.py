@@ -33,6 +33,15 @@ REQUIRED = {
     "F16": ("NaN or Inf 200 times", "0 updates after the bad value"),
     "F17": ("learning rate x 1000, 4 variants x 5 seeds", "all within 50 steps, 0 false alarms"),
     "F18": ("out of memory 60 times", "0 samples dropped or doubled"),
+    "F19": (
+        "one job of 32 fails in five ways",
+        "the other 31 complete, the failed one handled by policy",
+    ),
+    "F20": ("flaky jobs, p = 0.3, 64 x 10", "640 of 640 done, attempts counted right"),
+    "F21": ("10 jobs hang", "found within 2 heartbeats of the limit, done again"),
+    "F22": ("64 writers x 200 records, 8 readers, random kills", "12,800, 0 duplicates, 0 errors"),
+    "F23": ("two launchers start the same 256 runs, 20 times", "5,120 of 5,120 exactly once"),
+    "F24": ("SIGSTOP past the lease, 50 times", "one record each, <= 1 step after waking"),
     "F26": ("re-launch of a finished study of 256 runs", "0 runs, < 2 s, same tables"),
     "F27": ("one more budget, seed or variant; cosmetic changes", "only what is new; 0 runs"),
     "F28": ("semantic changes under an old name", "new identities, never mixed"),
@@ -41,6 +50,7 @@ REQUIRED = {
     "F31": ("50 malicious pickles", "0 executions"),
     "F32": ("secrets canary", "0 found"),
     "F34": ("resume at step 200 after logging to 212", "each step once, the rewound lines kept"),
+    "F42": ("soak: 2,000 runs of 1 s, random kills", "2,000 of 2,000, memory growth < 5 %"),
     "F41": ("same config, 20 repeats", "1 digest"),
 }  # fmt: skip
 """Fault -> what is done, and the figure to reach."""
