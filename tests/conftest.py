@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from peer_scaling import pool
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,6 +23,14 @@ def _machine(tmp_path_factory):
         del os.environ["PEER_SCALING_CACHE"]
     else:
         os.environ["PEER_SCALING_CACHE"] = previous
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pools():
+    """A process of a pool imports the main module again, which is pytest: half a second for each,
+    unless the server that it is forked from has it.
+    """
+    pool.PRELOADED = (*pool.PRELOADED, "pytest")
 
 
 @pytest.fixture(autouse=True)

@@ -139,15 +139,16 @@ def slow_cell(folder):
     return 0
 
 
-def test_memory_limits_how_many_run(tmp_path):
+@pytest.mark.parametrize(("memory", "together"), [(100, 1), (1000, 3)])
+def test_memory_limits_how_many_run(tmp_path, memory, together):
     jobs = [CellJob((), n, n, tmp_path / n, 1.0, 60, fields(n), "") for n in "abc"]
     work = CellWork(jobs, [partial(slow_cell, job.folder) for job in jobs], FailurePolicy())
-    pool, most = Pool([Slot(memory=100)] * 3), []
-    hangs = work.hangs
-    work.hangs = lambda n, pid: most.append(len(pool._running)) or hangs(n, pid)
+    pool, most = Pool([Slot(memory=memory)] * 3), []
+    ready = work.ready
+    work.ready = lambda n: most.append(len(pool._running) + 1) or ready(n)  # it is started next
     pool.run(work)
     check_results(work.results())
-    assert max(most) == 1
+    assert max(most) == together
 
 
 class StopsAtFailure(Work):

@@ -11,10 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from commands import BIN
+from peer_scaling import pool
 from peer_scaling.jobs import check_results
 from peer_scaling.plan_file import PLAN_HEADER
 from peer_scaling.policy import FailurePolicy
-from peer_scaling.pool import PRELOADED, Pool, Slot, Work
+from peer_scaling.pool import Pool, Slot, Work
 from peer_scaling.record import PLAN, find_records, read_record
 from peer_scaling.status import study_status
 from peer_scaling.work import CellWork
@@ -116,7 +117,7 @@ def test_writers_and_readers(tmp_path):
             row = ["dense", "d8_l2", "1e9", str(each.run.settings.seed), "1.0", "", "missing", ""]
             lines.writerow([each.run_id, *row])
     context = get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))  # the pool's is the same one
+    context.set_forkserver_preload(list(pool.PRELOADED))  # the pool's is the same one
     reading = [context.Process(target=Reader(study, n)) for n in range(readers)]
     for each in reading:
         each.start()
@@ -155,6 +156,8 @@ def test_control_without_claims_a_record_is_written_twice(tmp_path):
 
 def launcher(roots, number, barrier, seconds, guarded):
     """One of several: studies one after the other, each begun by all at the same time."""
+    # As conftest.py does, which this process has not run.
+    pool.PRELOADED = (*pool.PRELOADED, "pytest")
     for root in roots:
         planned = seeds_of(make_planned(root, "checkpoint.every_seconds=null", "threads=1", ffw="dense"),
                            range(number), **CLAIM)  # fmt: skip
