@@ -122,10 +122,14 @@ def test_point_fit_and_bootstrap_are_fast(runs):
         fit_loss_surface(*runs)
         times.append(time.process_time() - began)
     assert min(times) <= 0.020
-    began = time.process_time()
-    bootstrap = bootstrap_loss_surface(*runs, num_replicates=4000)
-    assert time.process_time() - began <= 5.0
-    assert bootstrap.num_converged == 4000
+    for _ in range(3):  # a virtual machine's processor is now and then three times as slow
+        began = time.process_time()
+        bootstrap = bootstrap_loss_surface(*runs, num_replicates=4000)
+        assert bootstrap.num_converged == 4000
+        seconds = time.process_time() - began
+        if seconds <= 5.0:
+            break
+    assert seconds <= 5.0
 
 
 def test_standard_errors_and_intervals_agree_with_the_scatter_of_fresh_studies(runs, surface):
