@@ -116,6 +116,7 @@ class IsoflopSweeper(Sweeper):
                 f"give size= as well to run certain cells, or change hydra.sweeper"
             )
         results: list[CellResult] = []
+        present = None
         for present in rounds(adaptive, self._study, planner):
             if present.cells and not present.is_open:
                 continue  # an earlier launch ran it
@@ -126,7 +127,9 @@ class IsoflopSweeper(Sweeper):
                 present.write_decisions()
             results += self._run([*present.earlier, *present.cells], keep_missing=True)
             if self._launching.halted or present.dry_run or self._hands_over:
-                break
+                return results
+        if present:  # the last one, which asks for nothing
+            leave_stamp(self._task, present.earlier, planner.corpora, keep_missing=True)
         return results
 
     @property

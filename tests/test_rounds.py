@@ -43,7 +43,8 @@ def test_a_study_chooses_runs_and_ends_and_starts_nothing_again(tmp_path):
 
     again = peer_train(*STUDY, folder=tmp_path)
     assert (again.returncode, again.stderr) == (0, "")
-    assert "perplexity" not in again.stdout
+    num = len(keys)
+    assert again.stdout == f"adaptive_smoke: {num} cells, {num} done\n", "by its stamp"
     assert decisions_of(tmp_path) == decisions
 
     (tmp_path / "runs" / "adaptive_smoke" / plan[1][2] / "record.json").unlink()
