@@ -3,8 +3,8 @@
 Shape suffixes: B sequences, T time, L choices, N experts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import exp, log
 
 import torch
@@ -44,6 +44,8 @@ class Evaluation:
     """Share of the experts that got any router score (He 2024, section 3.3)."""
     expert_unevenness: float | None
     """KL divergence of the experts' shares of the router score from uniform, nats (ibid.)."""
+    expert_usage_growth: Mapping[int, float] = field(default_factory=dict)
+    """The usage after the first so many tokens, at each doubling of the batches and at the end."""
 
     @property
     def perplexity(self) -> float:
@@ -82,7 +84,7 @@ def evaluate(
     losses.eval()
     own_B = world.own_sequences(batch_size, batch_size)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    usage = ExpertUse()
+    usage, growth = ExpertUse(), {}
     try:
         with torch.no_grad(), autocast:
             for batch in range(batches):
@@ -91,20 +93,25 @@ def evaluate(
                 output = losses(tokens_BT)
                 total += output.cross_entropy_sum
                 usage.add(output.stats)
+                if batch & (batch + 1) == 0:
+                    growth[batch + 1] = usage.over(world, device).usage
     finally:
         losses.train(was_training)
     world.sum_(total)
-    usage.sum_over(world, device)
-    tokens = batches * batch_size * windows.context
+    usage = usage.over(world, device)
+    growth[batches] = usage.usage
+    each = batch_size * windows.context
+    tokens = batches * each
+    by_tokens = {n * each: share for n, share in growth.items() if share is not None}
     loss = float(total) / tokens
-    return Evaluation(loss, tokens, usage.usage, usage.unevenness)
+    return Evaluation(loss, tokens, usage.usage, usage.unevenness, by_tokens)
 
 
 class ExpertUse:
     """Router scores summed per expert over evaluation batches, in float64."""
 
-    def __init__(self) -> None:
-        self._score_N: torch.Tensor | None = None
+    def __init__(self, score_N: torch.Tensor | None = None) -> None:
+        self._score_N = score_N
 
     def add(self, stats: Routing | None) -> None:
         """Count one forward pass; None for a layer without experts."""
@@ -115,10 +122,16 @@ class ExpertUse:
         score_N = torch.bincount(expert_L, weight_L, minlength=stats.num_experts)
         self._score_N = score_N if self._score_N is None else self._score_N + score_N
 
-    def sum_over(self, world: World, device: torch.device) -> None:
-        """Make the sums those of all ranks, whose tensors are on `device`."""
-        if self._score_N is not None:
-            self._score_N = world.sum_(self._score_N.to(device)).cpu()
+    def over(self, world: World, device: torch.device) -> "ExpertUse":
+        """That of all ranks, whose tensors are on `device`."""
+        if self._score_N is None:
+            return self
+        return ExpertUse(world.sum_(self._score_N.to(device, copy=True)).cpu())
+
+    @property
+    def score_N(self) -> torch.Tensor | None:
+        """Sum of the router score of each expert, float64; None without experts."""
+        return self._score_N
 
     @property
     def usage(self) -> float | None:

@@ -68,7 +68,8 @@ def train(
         Progress(planned.run_id, plan, shown) as progress,
         History(planned, tracker, progress, earlier, world) as history,
     ):
-        evaluation = Loop(planned, corpus, stepper, saver, history, course, stop).run()
+        loop = Loop(planned, corpus, stepper, saver, history, course, stop)
+        evaluation, causal_losses = loop.run()
     if run.settings.save_model:
         save_weights(state.model, planned.folder, world)
     digest = state.digest()
@@ -78,8 +79,10 @@ def train(
         "perplexity": evaluation.perplexity,
         "bits_per_byte": evaluation.bits_per_byte(corpus.validation_bytes(evaluation.tokens)),
         "val_tokens": evaluation.tokens,
+        "causal_losses": causal_losses,
         "expert_usage": evaluation.expert_usage,
         "expert_unevenness": evaluation.expert_unevenness,
+        "expert_usage_growth": {str(n): u for n, u in evaluation.expert_usage_growth.items()},
         "state_digest": digest,
         "peak_memory_bytes": machine.peak_memory_bytes(device),
     }
@@ -111,8 +114,10 @@ class Loop:
         self._log_every = max(1, steps // settings.log_lines)
         self._eval_every = max(1, round(eval_every * steps)) if eval_every else steps
 
-    def run(self) -> Evaluation:
-        """All steps that are left, and the final evaluation; see `train` for what it raises."""
+    def run(self) -> tuple[Evaluation, dict[str, float]]:
+        """All steps that are left, and the final evaluation, of a layer that is not causal by each
+        of its causal routes too; see `train` for what it raises.
+        """
         course = self._course
         try:
             while course.step < self._plan.steps:
@@ -124,12 +129,14 @@ class Loop:
                 if self._saver.due(course.step):
                     self._save()
             evaluation = self._evaluate()
+            check, steps = self._stop.check, self._plan.steps
+            causal = self._stepper.causal_losses(self._corpus, self._batches, steps, check)
         except StoppedError as error:
             saved = self._save()
             where = f"saved after step {course.step}" if saved else "not saved"
             raise StoppedError(f"{error}, {where}") from None
         self._saver.check_durable(self._save)
-        return evaluation
+        return evaluation, causal
 
     def _evaluate(self) -> Evaluation:
         evaluation = self._stepper.evaluate(self._corpus, self._stop.check)

@@ -58,7 +58,7 @@ def candidates(run: Run) -> list[int]:
     """Micro-batches that the run could have, ascending."""
     size, context = run.settings.batch_size, run.data.context
     divisors = (n for n in range(1, size + 1) if size % n == 0)
-    return [n for n in divisors if run.ffw.cost_problem(n * context) is None]
+    return [n for n in divisors if run.ffw.cost_problem(n, context) is None]
 
 
 def search(

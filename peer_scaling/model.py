@@ -204,6 +204,13 @@ class Decoder(nn.Module):
         head_VD = self.embedding_VD if self.head_VD is None else self.head_VD
         return DecoderOutput(self.norm(x_BTD), head_VD, aux_loss, stats)
 
+    @property
+    def swapped(self) -> FFW:
+        """The feed-forward that is the variant's."""
+        block = self.blocks[self.config.swapped_block]
+        assert isinstance(block, Block)
+        return block.ffw
+
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         x_BTD = functional.embedding(tokens_BT, self.embedding_VD)
         if self.config.normalize_embeddings:

@@ -106,7 +106,7 @@ def plan_run(run: Run, corpus: Corpus | None) -> PlannedRun:
     """
     cost = run.cost()
     plan = make_plan(run.settings.budget, cost, run.batch_tokens)
-    problem = run.ffw.cost_problem(run.forward_sequences * run.data.context)
+    problem = run.ffw.cost_problem(run.forward_sequences, run.data.context)
     if problem:
         raise InfeasibleError(f"ffw={run.ffw_name}: {problem}")
     if corpus is None:

@@ -84,8 +84,13 @@ class RunRecord:
     val_tokens: int | None = None
     causal: bool | None = None
     """Whether the layer is causal in evaluation; a loss that saw the future is not comparable."""
+    causal_losses: Mapping[str, float] = field(default_factory=dict)
+    """Of a layer that is not causal: the loss with each of its causal routes, on the same tokens.
+    The first ranks it."""
     expert_usage: float | None = None
     expert_unevenness: float | None = None
+    expert_usage_growth: Mapping[str, float] = field(default_factory=dict)
+    """`expert_usage` after the first so many validation tokens."""
     train_loss: float | None = None
     """Mean training loss over the last tenth of the steps."""
     lr: float | None = None

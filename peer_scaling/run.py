@@ -169,7 +169,7 @@ class Run:
     @property
     def ffw_settings(self) -> dict[str, Any]:
         """The variant's name and numbers, as plain values."""
-        return {"name": self.ffw_name, **asdict(self.ffw)}  # pyright: ignore[reportArgumentType]
+        return {"name": self.ffw_name, **self.ffw.numbers()}
 
     def describe(self) -> dict[str, Any]:
         """The whole configuration as plain values, for records and trackers."""

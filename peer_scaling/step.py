@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from peer_scaling.adamw import AdamW, clip_gradients
-from peer_scaling.data import Corpus, Windows
+from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import Evaluation, evaluate, num_batches
 from peer_scaling.ffw.base import FFW
 from peer_scaling.kernels.dispatch import use_backend
+from peer_scaling.model import Decoder
 from peer_scaling.optim import set_lr
 from peer_scaling.parallel import Alone, Parallel
+from peer_scaling.routes import CALIBRATION_TOKENS, causal_losses, expert_cutoffs
 from peer_scaling.run import Run
 
 
@@ -75,6 +77,7 @@ class Stepper:
     ) -> None:
         """`parallel`, by default of one process, is what spreads the model over ranks."""
         self._run, self._optimizer, self._device = run, optimizer, device
+        self._model = model
         self._parallel = parallel or Alone(model)
         self.world = self._parallel.world
         if run.settings.compile:
@@ -115,6 +118,28 @@ class Stepper:
         autocast = self._autocast()
         losses, world = self._parallel.losses, self.world
         return evaluate(losses, windows, batches, size, self._device, autocast, check, world)
+
+    def causal_losses(
+        self, corpus: Corpus, batches: TrainingBatches, last: int, check: Callable[[], None]
+    ) -> dict[str, float]:
+        """The loss on the validation set with each causal route of a layer that is not causal; its
+        cutoffs are from the batches of the steps before `last`.
+        """
+        ffw = next(m for m in self._model.modules() if isinstance(m, Decoder)).swapped
+        steps = min(last, -(-CALIBRATION_TOKENS // self._run.batch_tokens))
+        size = self._run.forward_sequences // self.world.size
+        parts = (
+            part_BT
+            for step in range(last - steps, last)
+            for part_BT in self._to_device(batches.batch(step)).split(size)
+        )
+        autocast, losses = self._autocast(), self._parallel.losses
+        return causal_losses(
+            ffw,
+            self._run.ffw,
+            lambda: self.evaluate(corpus, check).loss,
+            lambda: expert_cutoffs(ffw, losses, parts, autocast, self.world),
+        )
 
     def _backward(self, tokens_BT: torch.Tensor, share: float) -> torch.Tensor:
         """Accumulate the gradient of `share` of the step's mean loss; the summed cross-entropy."""

@@ -9,8 +9,8 @@ F hidden width of a dense layer, H heads, K experts kept per head, N experts or 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,20 @@ from torch import Tensor, nn
 from peer_scaling.cost import Cost
 from peer_scaling.distributed import World
 from peer_scaling.kernels.activations import ACTIVATIONS
+
+LATER = "later"
+THRESHOLD = "threshold"
+"""The causal route that needs the cutoffs of `FFW.take_route`."""
+CALIBRATION = "calibration"
+"""The route that shows those cutoffs: each expert takes as many tokens as in training, out of all
+tokens of a forward pass; not causal."""
+
+
+def later(default: Any) -> Any:
+    """The default of a field that a variant was given after runs of it were recorded: at this
+    value it is no part of a run's identity, nor of its record.
+    """
+    return field(default=default, metadata={LATER: True})
 
 
 class Routing(NamedTuple):
@@ -68,6 +82,16 @@ class FFW(nn.Module, ABC):
         """
         del world
 
+    def take_route(self, route: str | None, cutoff_N: Tensor | None = None) -> None:
+        """Route by one of the configuration's `causal_routes`, or for calibration, until told
+        otherwise; None is the way of training.
+
+        Args:
+            route: its name.
+            cutoff_N: for `threshold`, the least router score with which each expert takes a token.
+        """
+        raise NotImplementedError(route)
+
     @property
     def row_tables(self) -> tuple[nn.Parameter, ...]:
         """Parameters whose gradient comes as rows, and is exchanged as rows."""
@@ -85,7 +109,12 @@ class FFWConfig(ABC):
     @property
     @abstractmethod
     def causal(self) -> bool:
-        """Whether, in eval mode, no output depends on a later token."""
+        """Whether, in eval mode, no output depends on a later token or on another sequence."""
+
+    @property
+    def causal_routes(self) -> tuple[str, ...]:
+        """How a layer that is not causal can be evaluated causally; the first is what ranks it."""
+        return ()
 
     @property
     @abstractmethod
@@ -113,10 +142,23 @@ class FFWConfig(ABC):
     def cost(self, d_model: int) -> Cost:
         """Parameters, FLOPs and gathered bytes per token, by the conventions of `cost.py`."""
 
-    def cost_problem(self, tokens: int) -> str | None:
-        """Why a forward pass over `tokens` tokens would not cost what `cost` says, or None."""
-        del tokens
+    def cost_problem(self, sequences: int, context: int) -> str | None:
+        """Why a forward pass over `sequences` of `context` tokens would not cost what `cost` says,
+        or None.
+        """
+        del sequences, context
         return None
+
+    def numbers(self) -> dict[str, Any]:
+        """Every field that a run's identity and record hold: all but those of `later` at their
+        defaults.
+        """
+        own = [
+            f
+            for f in fields(self)  # pyright: ignore[reportArgumentType]
+            if not (f.metadata.get(LATER) and getattr(self, f.name) == f.default)
+        ]
+        return {f.name: getattr(self, f.name) for f in own}
 
 
 def normal(

@@ -1,9 +1,11 @@
 """Mixture of dense experts: expert choice, or token choice as a second router.
 
 Expert choice (Zhou et al. 2022, 2202.09368, section 3): scores = softmax over experts of x W; each
-expert takes the `capacity` tokens that score highest for it, with the score as gate. It looks at
-all tokens of a forward pass, later ones included, so it is not causal: its loss is not comparable
-with that of a causal layer (docs/deviations.md).
+expert takes the `capacity` tokens of a group that score highest for it, with the score as gate. It
+compares a token with others, later ones included, so it is not causal: its loss is not comparable
+with that of a causal layer (docs/deviations.md). In evaluation it can also be asked to route
+causally: `threshold`, each token to the experts for which it scores at least as high as what they
+took in training, or `top1`, each token to its best expert.
 
 Where several ranks share a forward pass, its tokens are those of all of them: a rank computes its
 own tokens' part of what one would.
@@ -28,17 +30,22 @@ from peer_scaling.distributed import ALONE, World
 from peer_scaling.errors import check
 from peer_scaling.ffw.base import (
     ACTIVATIONS,
+    CALIBRATION,
     FFW,
+    THRESHOLD,
     FFWConfig,
     FFWOutput,
     ParamGroup,
     Routing,
     activation_problems,
+    later,
     normal,
 )
 from peer_scaling.kernels.grouped import batched_linear, grouped_linear, permuted
 
 ROUTERS = ("expert_choice", "token_choice")
+GROUPS = ("batch", "sequence", "position")
+TOP_1 = "top1"
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,10 @@ class MoE(FFWConfig):
     capacity_factor: float = 1.0
     """Expert choice: mean number of experts per token. He 2024 leaves it open; 1 keeps the layer's
     active parameters at those of the dense layer."""
+    group: str = later("batch")
+    """Expert choice: which tokens an expert chooses among. `batch`: all of a forward pass (Zhou et
+    al.); `sequence`: those of one sequence; `position`: those at one position of all sequences
+    (Krajewski et al. 2024, 2402.07871), where no token meets its own future, but other texts."""
     top_k: int = 1
     """Token choice: experts per token."""
     balance_loss: float = 0.01
@@ -69,6 +80,8 @@ class MoE(FFWConfig):
             problems.append(f"balance_loss={self.balance_loss} must be a number")
         if self.router not in ROUTERS:
             problems.append(f"router={self.router!r} is unknown; use {' or '.join(ROUTERS)}")
+        if self.group not in GROUPS:
+            problems.append(f"group={self.group!r} is unknown; use {', '.join(GROUPS)}")
         for name in ("capacity_factor", "top_k"):
             if getattr(self, name) > self.num_experts:
                 limit = f"num_experts={self.num_experts}"
@@ -77,18 +90,23 @@ class MoE(FFWConfig):
 
     @property
     def causal(self) -> bool:
-        """Only token choice is; expert choice compares a token with later ones."""
+        """Only token choice is; expert choice compares a token with others."""
         return self.router == "token_choice"
 
     @property
+    def causal_routes(self) -> tuple[str, ...]:
+        """Expert choice: by threshold, or each token to its best expert."""
+        return () if self.causal else (THRESHOLD, TOP_1)
+
+    @property
     def batch_coupled(self) -> bool:
-        """Expert choice compares the tokens of all sequences."""
-        return self.router == "expert_choice"
+        """Expert choice compares the tokens of all sequences, unless each is a group."""
+        return self.router == "expert_choice" and self.group != "sequence"
 
     @property
     def micro_batch_matters(self) -> bool:
         """The balance loss is a product of two means over the tokens of a forward pass."""
-        return self.batch_coupled or self.balance_loss > 0
+        return self.batch_coupled or (self.router == "token_choice" and self.balance_loss > 0)
 
     @property
     def experts_per_token(self) -> float:
@@ -96,16 +114,21 @@ class MoE(FFWConfig):
         return self.capacity_factor if self.router == "expert_choice" else float(self.top_k)
 
     def capacity(self, tokens: int) -> int:
-        """Tokens that each expert takes out of `tokens` (Zhou et al., k = n c / e), at least 1."""
+        """Tokens that each expert takes of a group of `tokens` (Zhou et al., k = n c / e), at least
+        1.
+        """
         return min(tokens, max(1, ceil(tokens * self.capacity_factor / self.num_experts)))
 
-    def cost_problem(self, tokens: int) -> str | None:
+    def cost_problem(self, sequences: int, context: int) -> str | None:
         """Expert choice costs what `cost` says only if the capacity is a whole number."""
+        sizes = {"batch": sequences * context, "sequence": context, "position": sequences}
+        where = {"batch": "forward pass"}.get(self.group, self.group)
+        tokens = sizes[self.group]
         exact = tokens * self.capacity_factor / self.num_experts
         if self.router == "token_choice" or self.capacity(tokens) == exact:
             return None
         return (
-            f"{tokens} tokens per forward pass give each of {self.num_experts} experts {exact:g} "
+            f"{tokens} tokens per {where} give each of {self.num_experts} experts {exact:g} "
             f"tokens, not a whole number: choose batch_size, context or micro_batch so that they "
             f"are a multiple of {self.num_experts / self.capacity_factor:g}, or fewer experts"
         )
@@ -137,6 +160,8 @@ class MoEFFW(FFW):
         super().__init__()
         self.config = config
         self.world = ALONE
+        self._route: str | None = None
+        self._cutoff_E: Tensor | None = None
         self.activation = ACTIVATIONS[config.activation]
         num_experts, d_hidden = config.num_experts, config.ratio * d_model
         self.router_ED = normal((num_experts, d_model), d_model**-0.5, generator)
@@ -145,23 +170,44 @@ class MoEFFW(FFW):
         self.out_EDF = normal((num_experts, d_model, d_hidden), out_std, generator)
 
     def forward(self, x_BTD: Tensor) -> FFWOutput:
-        """Route all B * T tokens as one group."""
+        """Route as the configuration says, or as `take_route` was told."""
         x_MD = x_BTD.flatten(0, 1)
         logits_ME = functional.linear(x_MD, self.router_ED)
         score_ME = torch.softmax(logits_ME, dim=-1, dtype=_at_least_float32(logits_ME))
-        if self.config.router == "token_choice":
+        time = x_BTD.shape[1]
+        if self._cutoff_E is not None:
+            y_MD, aux_loss, stats = self._pairs(x_MD, score_ME, (score_ME >= self._cutoff_E).T)
+        elif self.config.router == "token_choice" or self._route == TOP_1:
             y_MD, aux_loss, stats = self._token_choice(x_MD, score_ME)
         elif self.world.size > 1:
-            y_MD, aux_loss, stats = self._expert_choice_of_ranks(x_MD, score_ME)
+            y_MD, aux_loss, stats = self._expert_choice_of_ranks(x_MD, score_ME, time)
         else:
-            y_MD, aux_loss, stats = self._expert_choice(x_MD, score_ME)
+            y_MD, aux_loss, stats = self._expert_choice(x_MD, score_ME, time)
         return FFWOutput(y_MD.view_as(x_BTD), aux_loss, stats)
 
-    def _expert_choice(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
-        capacity = self.config.capacity(len(x_MD))
-        token_EC = score_ME.T.topk(capacity, dim=-1).indices
-        # In token order: the result does not depend on how top-k breaks ties in its ordering.
-        token_EC = token_EC.sort(dim=-1).values
+    def take_route(self, route: str | None, cutoff_N: Tensor | None = None) -> None:
+        """See `FFW.take_route`."""
+        assert route in (None, CALIBRATION, *self.config.causal_routes)
+        self._route = route
+        self._cutoff_E = cutoff_N if route == THRESHOLD else None
+
+    def _chosen(self, score_ME: Tensor, time: int) -> Tensor:
+        """The tokens that each expert takes, int64 (E, tokens), ascending: the result does not
+        depend on how top-k breaks ties in its ordering.
+        """
+        if self.config.group == "batch" or self._route == CALIBRATION:
+            capacity = self.config.capacity(len(score_ME))
+            return score_ME.T.topk(capacity, dim=-1).indices.sort(dim=-1).values
+        score_EBT = score_ME.T.unflatten(1, (-1, time))
+        number_BT = torch.arange(len(score_ME), device=score_ME.device).view(-1, time)
+        along = 2 if self.config.group == "sequence" else 1
+        capacity = self.config.capacity(score_EBT.shape[along])
+        place = score_EBT.topk(capacity, dim=along).indices
+        token = number_BT.expand_as(score_EBT).gather(along, place)
+        return token.flatten(1).sort(dim=-1).values
+
+    def _expert_choice(self, x_MD: Tensor, score_ME: Tensor, time: int) -> FFWOutput:
+        token_EC = self._chosen(score_ME, time)
         gate_EC = score_ME.T.gather(1, token_EC)
         hidden_ECF = self.activation(batched_linear(x_MD[token_EC], self.in_EFD))
         out_ECD = batched_linear(hidden_ECF, self.out_EDF)
@@ -171,17 +217,21 @@ class MoEFFW(FFW):
         stats = Routing(expert_EC, gate_EC.detach(), self.config.num_experts)
         return FFWOutput(y_MD, x_MD.new_zeros(()), stats)
 
-    def _expert_choice_of_ranks(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
-        """Each expert chooses among the tokens of all ranks; the pairs of own tokens are computed.
-        Waits for the device: how many there are is data.
+    def _expert_choice_of_ranks(self, x_MD: Tensor, score_ME: Tensor, time: int) -> FFWOutput:
+        """Each expert chooses among the tokens of all ranks; own tokens' pairs are computed."""
+        score_all = torch.cat(self.world.gather(score_ME.detach()))
+        token_EC = self._chosen(score_all, time)
+        taken_EM = torch.zeros_like(score_all.T, dtype=torch.bool).scatter(1, token_EC, True)
+        return self._pairs(
+            x_MD, score_ME, taken_EM.narrow(1, self.world.rank * len(x_MD), len(x_MD))
+        )
+
+    def _pairs(self, x_MD: Tensor, score_ME: Tensor, taken_EM: Tensor) -> FFWOutput:
+        """The experts' outputs for the tokens they take, any number each. Waits for the device: how
+        many there are is data.
         """
-        scores_EM = torch.cat(self.world.gather(score_ME.detach())).T
-        token_EC = scores_EM.topk(self.config.capacity(scores_EM.shape[1]), dim=-1).indices
-        token_EC = token_EC.sort(dim=-1).values - self.world.rank * len(x_MD)
-        own_EC = (token_EC >= 0) & (token_EC < len(x_MD))
-        end_E = own_EC.sum(dim=1).cumsum(0).to(torch.int32)
-        expert_Q, place_Q = own_EC.nonzero().unbind(1)
-        token_Q = token_EC[expert_Q, place_Q]
+        end_E = taken_EM.sum(dim=1).cumsum(0).to(torch.int32)
+        expert_Q, token_Q = taken_EM.nonzero().unbind(1)
         gate_Q = score_ME[token_Q, expert_Q]
         hidden_QF = self.activation(grouped_linear(x_MD[token_Q], self.in_EFD, end_E))
         out_QD = grouped_linear(hidden_QF, self.out_EDF, end_E)
@@ -191,13 +241,14 @@ class MoEFFW(FFW):
         return FFWOutput(y_MD, x_MD.new_zeros(()), stats)
 
     def _token_choice(self, x_MD: Tensor, score_ME: Tensor) -> FFWOutput:
-        gate_MK, expert_MK = score_ME.topk(self.config.top_k, dim=-1)
+        top_k = 1 if self._route == TOP_1 else self.config.top_k
+        gate_MK, expert_MK = score_ME.topk(top_k, dim=-1)
         # Stable: the pairs of one expert stay in the order of their tokens.
         expert_Q, pair_Q = expert_MK.flatten().sort(stable=True)
         place_Q = pair_Q.argsort()
         number_E = torch.arange(self.config.num_experts, device=x_MD.device)
         end_E = torch.searchsorted(expert_Q, number_E, right=True, out_int32=True)
-        x_MKD = x_MD[:, None].expand(-1, self.config.top_k, -1)
+        x_MKD = x_MD[:, None].expand(-1, top_k, -1)
         x_QD = permuted(x_MKD.flatten(0, 1), pair_Q, place_Q)
         hidden_QF = self.activation(grouped_linear(x_QD, self.in_EFD, end_E))
         out_QD = grouped_linear(hidden_QF, self.out_EDF, end_E)
