@@ -47,8 +47,12 @@ def check_source(source: str, path: str | None) -> None:
 
 def check_reachable(source: str) -> None:
     """Raise a UserError within seconds if a source is on a network that does not answer."""
-    if source == "c4":
-        _check_hub()
+    cause = check_hub(C4) if source == "c4" else None
+    if cause:
+        raise UserError(
+            f"data=c4 cannot be reached on the Hugging Face hub ({cause}); use data=sotu "
+            f"(embedded, offline) or data=local data.path=<files>"
+        )
 
 
 def source_identity(source: str, path: str | None) -> dict[str, str]:
@@ -84,7 +88,7 @@ def _sotu(path: str | None, validation_fraction: float) -> Documents:
 def _local(path: str | None, validation_fraction: float) -> Documents:
     """Files by glob: a .txt's paragraphs, the `text` of each .jsonl, .jsonl.gz or .parquet row."""
     for file in _local_files(path):
-        for row in _rows(file):
+        for row in rows_of(file, "data.path"):
             text = row.get("text")
             if not isinstance(text, str):
                 raise UserError(f"data.path={file}: a row has no field `text` with a string in it")
@@ -92,20 +96,25 @@ def _local(path: str | None, validation_fraction: float) -> Documents:
                 yield split_of(text, validation_fraction), text
 
 
-def _rows(file: str) -> Iterator[dict[str, Any]]:
+def rows_of(file: str, key: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file; `key` is what a user named it with.
+
+    Raises:
+        UserError: it is of no known format, or not of the one that its name says.
+    """
     from datasets import load_dataset
 
     reader, options = {
         "txt": ("text", {"sample_by": "paragraph"}),
         "json": ("json", {}),
         "parquet": ("parquet", {}),
-    }[_format_of(file)]
+    }[_format_of(file, key)]
     name = glob.escape(file)  # `datasets` takes it for a pattern
     try:
         yield from load_dataset(reader, data_files=name, streaming=True, split="train", **options)
     except Exception as error:  # each format has its own types for what is no such file
         cause = first_line(error)
-        raise UserError(f"data.path={file}: cannot be read as {reader}, UTF-8 ({cause})") from error
+        raise UserError(f"{key}={file}: cannot be read as {reader}, UTF-8 ({cause})") from error
 
 
 def _c4(path: str | None, validation_fraction: float) -> Documents:
@@ -127,16 +136,15 @@ SOURCES: dict[str, Callable[[str | None, float], Documents]] = {
 }
 
 
-def _check_hub() -> None:
+def check_hub(dataset: str) -> str | None:
+    """Why a dataset of the Hugging Face hub cannot be reached; None if it can."""
     from huggingface_hub import HfApi
 
     try:
-        HfApi().dataset_info(C4, timeout=HUB_TIMEOUT_SECONDS)
+        HfApi().dataset_info(dataset, timeout=HUB_TIMEOUT_SECONDS)
     except Exception as error:  # every HTTP backend has its own; all mean the same to a user
-        raise UserError(
-            f"data=c4 cannot be reached on the Hugging Face hub ({type(error).__name__}); use "
-            f"data=sotu (embedded, offline) or data=local data.path=<files>"
-        ) from error
+        return type(error).__name__
+    return None
 
 
 def _local_files(path: str | None) -> list[str]:
@@ -147,11 +155,11 @@ def _local_files(path: str | None) -> list[str]:
     if not files:
         raise UserError(f"data.path={path}: no such file")
     for file in files:
-        _format_of(file)
+        _format_of(file, "data.path")
     return files
 
 
-def _format_of(file: str) -> str:
+def _format_of(file: str, key: str) -> str:
     name = file.removesuffix(".gz")
     for suffix, kind in (
         (".txt", "txt"),
@@ -161,4 +169,4 @@ def _format_of(file: str) -> str:
     ):
         if name.endswith(suffix):
             return kind
-    raise UserError(f"data.path={file}: use .txt, .jsonl, .jsonl.gz or .parquet")
+    raise UserError(f"{key}={file}: use .txt, .jsonl, .jsonl.gz or .parquet")

@@ -27,6 +27,8 @@ FAILED = re.compile(r"failed-(\d+)\.json")
 HISTORY = "history.jsonl"
 REWOUND = "history-rewound.jsonl"
 """Lines of a history that a resumed run wrote again."""
+EVALUATION = "evaluation.json"
+"""In a run's folder: perplexities on the evaluation sets, by `peer-eval`; docs/evaluation.md."""
 SUMMARY_KEY = "peer_scaling_record"
 """In the summary of a run's W&B mirror: `record_text`, as text. W&B keeps a text as it is, and
 writes the number 700000000.0 as 700000000."""

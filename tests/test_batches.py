@@ -60,7 +60,7 @@ def test_window_order_is_the_same_for_all_time():
 
 def test_stream_order_does_not_depend_on_how_much_is_prepared(monkeypatch):
     monkeypatch.setitem(documents.SOURCES, "c4", fake_c4)
-    monkeypatch.setattr(documents, "_check_hub", lambda: None)
+    monkeypatch.setattr(documents, "check_hub", lambda dataset: None)
     config = DataConfig("c4", TokenizerConfig("bytes", 257), 16, order="stream", shard_tokens=1000)
     assert find_prepared(config) is None
     small, large = prepare(config, 900), prepare(config, 2500)
@@ -79,7 +79,7 @@ def test_stream_order_does_not_depend_on_how_much_is_prepared(monkeypatch):
 def test_a_stream_is_prepared_once_for_all_runs_of_a_study(monkeypatch):
     """However many tokens a run needs, whole windows hold them, and shorter runs read the same."""
     monkeypatch.setitem(documents.SOURCES, "c4", fake_c4)
-    monkeypatch.setattr(documents, "_check_hub", lambda: None)
+    monkeypatch.setattr(documents, "check_hub", lambda dataset: None)
     config = DataConfig("c4", TokenizerConfig("bytes", 257), 48, order="stream", shard_tokens=500)
     corpus = prepare(config, 9000)
     assert len(Windows(corpus, "train", 48)) * 48 >= 9000
