@@ -1,6 +1,7 @@
 """The model card of an exported run: what it is, how to load it, and the record's facts."""
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from typing import Any
 
 from peer_scaling.record import RECORD, RunRecord, budget_label
@@ -24,7 +25,7 @@ equal compute: the feed-forward of block {block} of {layers} is `{ffw}`, every o
 ## Load
 
 The code lies in this folder (`modeling_peer_scaling.py` and the two files beside it): read it, then
-trust it. It needs torch and transformers alone.
+trust it. It needs torch and transformers alone; written with transformers {transformers}.
 
 """
 MODEL = """\
@@ -36,8 +37,8 @@ folder = "."  # this folder
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 """
 GENERATE = """\
-tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("The state of the union", return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer("The", return_tensors="pt")
 tokens = model.generate(**inputs, max_new_tokens=16, do_sample=False)
 print(tokenizer.decode(tokens[0]))
 """
@@ -80,6 +81,7 @@ def model_card(record: RunRecord, *, has_tokenizer: bool) -> str:
         run_id=record.run_id,
         block=(layers + 1) // 2,
         layers=layers,
+        transformers=version("transformers"),
     )
     return "\n".join(
         [

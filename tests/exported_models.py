@@ -29,7 +29,7 @@ import contextlib, io, json, os, sys
 sys.modules["peer_scaling"] = None  # an import of it raises
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM
 
 torch.set_num_threads(1)
 root, cases = sys.argv[1], sys.argv[2:]
@@ -75,7 +75,9 @@ def random_model(run, seed=0):
                 tensor.uniform_(0.5, 2.0, generator=generator)
             elif tensor.is_floating_point() and tensor.dim() == 1:
                 tensor.add_(torch.empty_like(tensor).normal_(0.0, 0.3, generator=generator))
-        model.embedding_VD.mul_(20.0)  # logits as far apart as a trained model's
+        for table in (model.embedding_VD, model.head_VD):
+            if table is not None:
+                table.mul_(20.0)  # logits as far apart as a trained model's
     return model
 
 

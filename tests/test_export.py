@@ -21,8 +21,8 @@ from peer_scaling.exported.modeling_peer_scaling import PeerScalingForCausalLM
 from peer_scaling.record import read_record
 from peer_scaling.tokenizer import END_OF_DOCUMENT, TokenizerConfig, make_tokenizer
 
-VOCAB = 64
-TEXT = "Fellow citizens: the state — of the Union\nis 7 % better."
+VOCAB = 300
+TEXT = "— the Union\nis 7 %"
 
 
 def tokens_of(batch, time, seed=0):
@@ -52,12 +52,23 @@ def models(tmp_path_factory):
     return {n: trained(folder, vocab, *o, ffw=ffw) for n, (ffw, *o) in CASES.items()}
 
 
+def with_tokenizer(model, tokenizer):
+    run = replace(model.run, data=replace(model.run.data, tokenizer=tokenizer))
+    record = replace(model.record, config=run.describe())
+    return replace(model, run=run, record=record, model=random_model(run))
+
+
 @pytest.fixture(scope="module")
 def loaded(models, tmp_path_factory):
     """What a process that cannot import the project makes of the exported folders."""
     root = tmp_path_factory.mktemp("exported")
+    bytes_ = TokenizerConfig("bytes", VOCAB)
+    (root / "tokenizer.json").write_text(make_tokenizer(bytes_, ()).to_json())
     for name, model in models.items():
-        export(model, root / name, None)
+        if name == "peer":
+            export(with_tokenizer(model, bytes_), root / name, root)
+        else:
+            export(model, root / name, None)
     tokens = {"all": tokens_of(3, CONTEXT), "prompt": tokens_of(2, 5, seed=1)}
     save_file(tokens, root / "tokens.safetensors")
     result = subprocess.run(
@@ -99,7 +110,9 @@ def test_loading_warns_of_nothing_and_the_cards_code_runs(loaded):
     root, _, printed = loaded
     assert printed == ""
     messages = json.loads((root / "messages.json").read_text())
-    assert "tensor([[" in messages["peer.printed"]
+    assert "tensor([[" in messages["dense.printed"]
+    assert messages["peer.printed"].startswith("The")
+    assert len(messages["peer.printed"]) > len("The")
     assert f"torch.Size([1, 8, {VOCAB}])" in messages["moe.printed"]
 
 
@@ -199,7 +212,8 @@ def test_what_a_record_does_not_know_is_no_row(models, tmp_path):
     record = replace(models["peer"].record, bits_per_byte=None, expert_usage=None, git_commit=None)
     export(replace(models["peer"], record=record), tmp_path / "out", None)
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "None" not in text
+    assert "| None |" not in text
+    assert "=None" not in text
     assert "bits per byte" not in text
     assert "experts in use" not in text
 
@@ -228,16 +242,9 @@ def test_no_folder_and_no_secret_leaves_the_machine(models, tmp_path, monkeypatc
     assert "*.jsonl" in (tmp_path / "out" / "README.md").read_text()
 
 
-def with_tokenizer(model, tokenizer):
-    data = replace(model.run.data, tokenizer=tokenizer)
-    run = replace(model.run, data=data)
-    record = replace(model.record, config=run.describe())
-    return replace(model, run=run, record=record, model=random_model(run))
-
-
 def check_tokenizer(folder, ours, eod):
-    """It encodes as in training, and its end of document ends generation."""
-    theirs = AutoTokenizer.from_pretrained(folder)
+    """It encodes as in training, and its end of document ends generation. No code is run for it."""
+    theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     encoded = theirs([TEXT, "a"], padding=True, return_tensors="pt")
     assert list(encoded) == ["input_ids", "attention_mask"]
     expected = ours.encode([TEXT])[0].tolist()
@@ -251,7 +258,7 @@ def check_tokenizer(folder, ours, eod):
 
 
 def test_the_tokenizer_encodes_as_in_training(models, tmp_path):
-    config = TokenizerConfig("bytes", 300)
+    config = TokenizerConfig("bytes", VOCAB)
     ours = make_tokenizer(config, ())
     (tmp_path / "tokenizer.json").write_text(ours.to_json())
     model = with_tokenizer(models["peer"], config)
@@ -263,12 +270,12 @@ def test_the_tokenizer_encodes_as_in_training(models, tmp_path):
 
 
 def test_a_tokenizer_that_would_add_tokens_adds_none(models, tmp_path):
-    backend = Backend.from_str(make_tokenizer(TokenizerConfig("bytes", 300), ()).to_json())
+    backend = Backend.from_str(make_tokenizer(TokenizerConfig("bytes", VOCAB), ()).to_json())
     end = [(END_OF_DOCUMENT, backend.token_to_id(END_OF_DOCUMENT))]
     backend.post_processor = processors.TemplateProcessing(f"$A {END_OF_DOCUMENT}", None, end)
     path = tmp_path / "tokenizer.json"
     backend.save(str(path))
-    config = TokenizerConfig("file", 300, str(path), END_OF_DOCUMENT)
+    config = TokenizerConfig("file", VOCAB, str(path), END_OF_DOCUMENT)
     export(with_tokenizer(models["peer"], config), tmp_path / "out", tmp_path)
     check_tokenizer(tmp_path / "out", make_tokenizer(config, ()), END_OF_DOCUMENT)
 
@@ -305,10 +312,11 @@ def test_refusals_write_nothing(models, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer"):
         export(model, tmp_path / "out", tmp_path)
-    other = make_tokenizer(TokenizerConfig("bytes", 300), ())
+    other = make_tokenizer(TokenizerConfig("bytes", VOCAB), ())
     (tmp_path / "tokenizer.json").write_text(other.to_json())
-    with pytest.raises(UserError, match=f"not the tokenizer of peer.*vocab_size={VOCAB}"):
-        export(model, tmp_path / "out", tmp_path)
+    small = with_tokenizer(model, replace(model.run.data.tokenizer, vocab_size=256))
+    with pytest.raises(UserError, match=r"257 tokens.*not the tokenizer of peer.*vocab_size=256"):
+        export(small, tmp_path / "out", tmp_path)
     with pytest.raises(UserError, match="ffw=mine has no exported form"):
         export(replace(model, run=replace(model.run, ffw_name="mine")), tmp_path / "out", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
