@@ -51,10 +51,15 @@ tokens = torch.arange(8)[None] % {vocab_size}
 print(model(tokens).logits.shape)
 """
 NOT_CAUSAL = """
-- **Not causal.** Its experts choose among all tokens of a forward pass, later ones and those of
-  other sequences included, so that its loss is no language model's, `generate` refuses, and so does
-  padding. The loss above is of {sequences} sequences per forward pass.
+- **Not causal.** Each expert chooses its tokens among {group},
+  so that the loss is no language model's, and `generate`, a cache and padding are refused. It is
+  the loss of {sequences} sequences per forward pass: another number may give another loss.
 """
+GROUPS = {
+    "batch": "all of a forward pass, later ones and other sequences included",
+    "sequence": "all of a sequence, later ones included",
+    "position": "those at one position of all sequences",
+}
 LIMITS = """\
 ## Limits
 
@@ -109,6 +114,8 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str | None]]:
     yield "bits per byte", _number(record.bits_per_byte)
     yield "over", _count(record.val_tokens, "validation tokens")
     yield "causal", {True: "yes", False: "no", None: None}[record.causal]
+    for route, loss in record.causal_losses.items():
+        yield f"loss if routed causally, by {route}", _number(loss, "nats per token")
     yield "parameters", _count(record.num_params_total)
     yield "of them active per token", _count(record.num_params_active)
     yield "of them in lookup tables", _count(record.num_params_lookup)
@@ -147,8 +154,11 @@ def _training(record: RunRecord) -> Iterator[tuple[str, str | None]]:
 
 def _limits(record: RunRecord) -> str:
     config = record.config
-    sequences = config["micro_batch"] or config["batch_size"]
-    seen = "" if record.causal else NOT_CAUSAL.rstrip("\n").format(sequences=sequences)
+    seen = ""
+    if record.causal is False:
+        sequences = config["micro_batch"] or config["batch_size"]
+        group = GROUPS[config["ffw"].get("group", "batch")]
+        seen = NOT_CAUSAL.rstrip("\n").format(group=group, sequences=sequences)
     return LIMITS.format(
         context=config["data"]["context"], precision=config["precision"], seen=seen
     )

@@ -108,7 +108,7 @@ def _config(trained: Trained, eod: int | None) -> "PeerScalingConfig":
         normalize_embeddings=decoder.normalize_embeddings,
         tie_word_embeddings=decoder.tie_embeddings,
         ffw=asdict(decoder.ffw),
-        swapped_ffw=run.ffw_settings,
+        swapped_ffw={"name": run.ffw_name, **asdict(run.ffw)},  # pyright: ignore[reportArgumentType]
         architectures=["PeerScalingForCausalLM"],
         auto_map={
             "AutoConfig": "configuration_peer_scaling.PeerScalingConfig",

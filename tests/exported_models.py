@@ -13,6 +13,8 @@ CASES = {
     "dense_untied": ("dense", "backbone.tie_embeddings=false", "backbone.bias=true"),
     "dense_unscaled": ("dense", "backbone.normalize_embeddings=false", "backbone.rotary_base=500"),
     "moe": ("moe",),
+    "moe_sequence": ("moe", "ffw.group=sequence"),
+    "moe_position": ("moe", "ffw.group=position", "ffw.capacity_factor=2"),
     "moe_token_choice": ("moe", "ffw.router=token_choice"),
     "moe_top_2": ("moe", "ffw.router=token_choice", "ffw.top_k=2", "ffw.activation=silu"),
     "pkm": ("pkm",),
@@ -22,7 +24,8 @@ CASES = {
     "peer_none": ("peer", "ffw.query_norm=none", "backbone.bias=true", "backbone.norm=layer"),
     "peer_own_keys": ("peer", "ffw.shared_keys=false", "backbone.tie_embeddings=false"),
 }
-CAUSAL = [name for name in CASES if name != "moe"]
+NOT_CAUSAL = ["moe", "moe_sequence", "moe_position"]
+CAUSAL = [name for name in CASES if name not in NOT_CAUSAL]
 
 LOAD = """
 import contextlib, io, json, os, sys
@@ -49,11 +52,13 @@ for name in cases:
             results[f"{name}.generated"], results[f"{name}.uncached"] = new, again
         except ValueError as error:
             messages[name] = str(error)
-        model.save_pretrained(f"{root}/{name}/again")
-        model = AutoModelForCausalLM.from_pretrained(f"{root}/{name}/again", trust_remote_code=True)
-        results[f"{name}.again"] = model(tokens["all"]).logits
-        body = AutoModel.from_pretrained(f"{root}/{name}", trust_remote_code=True)
-        results[f"{name}.hidden"] = body(tokens["all"]).last_hidden_state
+        if name in ("peer", "dense_untied"):
+            again = f"{root}/{name}/again"
+            model.save_pretrained(again)
+            model = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
+            results[f"{name}.again"] = model(tokens["all"]).logits
+            body = AutoModel.from_pretrained(f"{root}/{name}", trust_remote_code=True)
+            results[f"{name}.hidden"] = body(tokens["all"]).last_hidden_state
     os.chdir(f"{root}/{name}")
     code = open("README.md").read().split("```python")[1].split("```")[0]
     with contextlib.redirect_stdout(io.StringIO()) as printed:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from exported_models import CASES, CAUSAL, CONTEXT, LOAD, random_model, trained
+from exported_models import CASES, CAUSAL, CONTEXT, LOAD, NOT_CAUSAL, random_model, trained
 from peer_scaling.errors import UserError
 from peer_scaling.export import CODE, _config, _tensors, export, public_record
 from peer_scaling.exported.modeling_peer_scaling import PeerScalingForCausalLM
@@ -93,8 +93,16 @@ def test_logits_are_ours(models, loaded, name):
     )
     assert float(ours.std()) > 0.1
     torch.testing.assert_close(results[f"{name}.logits"], ours, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(results[f"{name}.hidden"], output.hidden_BTD, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["peer", "dense_untied"])
+def test_saved_again_and_without_the_head(models, loaded, name):
+    root, tokens, _ = loaded
+    results = load_file(root / "results.safetensors")
     assert torch.equal(results[f"{name}.again"], results[f"{name}.logits"])
+    with torch.no_grad():
+        hidden_BTD = models[name].model(tokens["all"]).hidden_BTD
+    torch.testing.assert_close(results[f"{name}.hidden"], hidden_BTD, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -119,8 +127,8 @@ def test_loading_warns_of_nothing_and_the_cards_code_runs(loaded):
 def test_expert_choice_does_not_generate(models, loaded):
     root, *_ = loaded
     messages = json.loads((root / "messages.json").read_text())
-    assert [name for name in messages if not name.endswith(".printed")] == ["moe"]
-    assert "compares a token with later ones" in messages["moe"]
+    assert [name for name in messages if not name.endswith(".printed")] == NOT_CAUSAL
+    assert "which compares a token with others" in messages["moe"]
     exported = inside(models["moe"])
     with pytest.raises(ValueError, match="neither with a cache nor with padding"):
         exported(tokens_of(1, 4), attention_mask=torch.tensor([[0, 1, 1, 1]]))
@@ -188,8 +196,10 @@ def front_matter(card):
 
 @pytest.mark.parametrize("name", ["peer", "moe"])
 def test_the_card_says_what_the_record_knows(models, tmp_path, name):
-    out = tmp_path / "out"
-    export(models[name], out, None)
+    out, model = tmp_path / "out", models[name]
+    if name == "moe":
+        model = replace(model, record=replace(model.record, causal_losses={"top1": 3.5}))
+    export(model, out, None)
     front, text = front_matter((out / "README.md").read_text())
     assert front["library_name"] == "transformers"
     assert front["tags"][-1] == name
@@ -203,7 +213,8 @@ def test_the_card_says_what_the_record_knows(models, tmp_path, name):
     ):  # fmt: skip
         assert fact in text, fact
     assert ("**Not causal.**" in text) == (name == "moe")
-    assert read_record(out / "record.json") == public_record(models[name].record)
+    assert ("| loss if routed causally, by top1 | 3.5 nats per token |" in text) == (name == "moe")
+    assert read_record(out / "record.json") == public_record(model.record)
     for file in CODE:
         assert "peer_scaling." not in (out / file).read_text().replace("peer_scaling.py", "")
 

@@ -78,7 +78,7 @@ class PeerScalingConfig(PretrainedConfig):
 
     @property
     def causal(self) -> bool:
-        """Whether no output depends on a later token; expert choice compares all of them."""
+        """Whether no output depends on a later token or another sequence: all but expert choice."""
         return self.swapped_ffw.get("router") != "expert_choice"
 
     @property

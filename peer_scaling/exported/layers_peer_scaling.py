@@ -112,47 +112,56 @@ class Dense(nn.Module):
         self.in_bias_F = nn.Parameter(torch.zeros(hidden)) if bias else None
         self.out_bias_D = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, x_MD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:
         """Same shape."""
-        hidden_MF = self.activation(functional.linear(x_MD, self.in_FD, self.in_bias_F))
-        return functional.linear(hidden_MF, self.out_DF, self.out_bias_D)
+        hidden_BTF = self.activation(functional.linear(x_BTD, self.in_FD, self.in_bias_F))
+        return functional.linear(hidden_BTF, self.out_DF, self.out_bias_D)
 
 
 class MoE(nn.Module):
     """Dense experts. `token_choice`: each token takes `top_k`, dropless (Fedus et al. 2021).
-    `expert_choice`: each expert takes its best tokens out of the whole forward pass, later ones
-    and other sequences included (Zhou et al. 2022).
+    `expert_choice`: each expert takes its best tokens of a group, later ones included: a forward
+    pass (`batch`), a `sequence`, or a `position` of all sequences (Zhou et al. 2022).
     """
 
     def __init__(self, width: int, **numbers: Any) -> None:
         super().__init__()
         self.router, self.top_k = numbers["router"], numbers["top_k"]
-        self.capacity_factor = numbers["capacity_factor"]
+        self.capacity_factor, self.group = numbers["capacity_factor"], numbers["group"]
         self.activation = ACTIVATIONS[numbers["activation"]]
         experts, hidden = numbers["num_experts"], numbers["ratio"] * width
         self.router_ED = weight(experts, width, std=width**-0.5)
         self.in_EFD = weight(experts, hidden, width, std=width**-0.5)
         self.out_EDF = weight(experts, width, hidden, std=hidden**-0.5)
 
-    def forward(self, x_MD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:
         """Same shape; each expert in turn, on its tokens."""
+        x_MD = x_BTD.flatten(0, 1)
         score_ME = torch.softmax(functional.linear(x_MD, self.router_ED), -1, torch.float32)
         y_MD = torch.zeros_like(x_MD)
-        for expert, token_C in enumerate(self._tokens(score_ME)):
+        for expert, token_C in enumerate(self._tokens(score_ME, x_BTD.shape[1])):
             hidden_CF = self.activation(functional.linear(x_MD[token_C], self.in_EFD[expert]))
             gate_C1 = score_ME[token_C, expert, None].to(x_MD.dtype)
             out_CD = gate_C1 * functional.linear(hidden_CF, self.out_EDF[expert])
             y_MD = y_MD.index_add(0, token_C, out_CD)
-        return y_MD
+        return y_MD.view_as(x_BTD)
 
-    def _tokens(self, score_ME: Tensor) -> list[Tensor]:
+    def _tokens(self, score_ME: Tensor, time: int) -> list[Tensor]:
         """The tokens of each expert, in their order."""
-        tokens, experts = score_ME.shape
+        experts = score_ME.shape[1]
         if self.router == "token_choice":
             chosen_MK = score_ME.topk(self.top_k, dim=-1).indices
             return [(chosen_MK == e).any(1).nonzero()[:, 0] for e in range(experts)]
+        score_EBT = score_ME.T.unflatten(1, (-1, time))
+        number_EBT = torch.arange(len(score_ME), device=score_ME.device).view_as(score_EBT[0])
+        number_EBT = number_EBT.expand_as(score_EBT)
+        if self.group == "batch":
+            score_EBT, number_EBT = score_EBT.flatten(1)[:, None], number_EBT.flatten(1)[:, None]
+        along = 1 if self.group == "position" else 2
+        tokens = score_EBT.shape[along]
         capacity = min(tokens, max(1, ceil(tokens * self.capacity_factor / experts)))
-        return list(score_ME.T.topk(capacity, dim=-1).indices.sort(dim=-1).values)
+        best = score_EBT.topk(capacity, dim=along).indices
+        return list(number_EBT.gather(along, best).flatten(1).sort(dim=-1).values)
 
 
 class ProductKeyRouter(nn.Module):
@@ -204,11 +213,12 @@ class PKM(nn.Module):
         self.router = ProductKeyRouter(width, **numbers)
         self.value_ND = weight(numbers["num_experts"], width, std=width**-0.5)
 
-    def forward(self, x_MD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:
         """Same shape."""
-        index_ML, gate_ML = self.router(x_MD)
+        index_ML, gate_ML = self.router(x_BTD.flatten(0, 1))
         parts = zip(index_ML.split(TOKENS_AT_ONCE), gate_ML.split(TOKENS_AT_ONCE), strict=True)
-        return torch.cat([weighted_rows(i_ML, g_ML, self.value_ND) for i_ML, g_ML in parts])
+        y_MD = [weighted_rows(index, gate, self.value_ND) for index, gate in parts]
+        return torch.cat(y_MD).view_as(x_BTD)
 
 
 class PEER(nn.Module):
@@ -221,10 +231,12 @@ class PEER(nn.Module):
         self.down_ND = weight(numbers["num_experts"], width, std=width**-0.5)
         self.up_ND = weight(numbers["num_experts"], width, std=width**-0.5)
 
-    def forward(self, x_MD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:
         """Same shape."""
+        x_MD = x_BTD.flatten(0, 1)
         split = (part.split(TOKENS_AT_ONCE) for part in (x_MD, *self.router(x_MD)))
-        return torch.cat([self._experts(*parts) for parts in zip(*split, strict=True)])
+        y_MD = [self._experts(*parts) for parts in zip(*split, strict=True)]
+        return torch.cat(y_MD).view_as(x_BTD)
 
     def _experts(self, x_MD: Tensor, index_ML: Tensor, gate_ML: Tensor) -> Tensor:
         down_MLD = functional.embedding(index_ML, self.down_ND)

@@ -44,8 +44,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """The residual stream after the block."""
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, mask_BHTS, cache)
-        normed_MD = self.ffw_norm(x_BTD).flatten(0, 1)
-        return x_BTD + self.ffw(normed_MD).view_as(x_BTD)
+        return x_BTD + self.ffw(self.ffw_norm(x_BTD))
 
 
 class PeerScalingPreTrainedModel(PreTrainedModel):
@@ -87,7 +86,7 @@ class PeerScalingModel(PeerScalingPreTrainedModel):
 
         Raises:
             ValueError: a position beyond the context, a mask of another shape, or a cache or
-                padding with a layer that compares all tokens.
+                padding with a layer that compares tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -101,7 +100,7 @@ class PeerScalingModel(PeerScalingPreTrainedModel):
         padding_BS = self._padding(attention_mask, past + x_BTD.shape[1])
         if not self.config.causal and (cache is not None or padding_BS is not None):
             raise ValueError(
-                "expert choice compares all tokens of a forward pass, so that it works neither "
+                "expert choice compares the tokens of a forward pass, so that it works neither "
                 "with a cache nor with padding: use_cache=False, and sequences of one length"
             )
         position_BT = self._positions(position_ids, padding_BS, past, x_BTD)
@@ -223,7 +222,7 @@ class PeerScalingForCausalLM(PeerScalingPreTrainedModel, GenerationMixin):
         if not self.config.causal:
             raise ValueError(
                 "this model cannot generate: its mixture of experts routes by expert choice, which "
-                "compares a token with later ones. Its loss is no language model's either"
+                "compares a token with others. Its loss is no language model's either"
             )
         return super().generate(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
