@@ -1,6 +1,7 @@
 """Exported folders: equal logits and generated tokens without the project, the card, refusals."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -164,6 +165,27 @@ def test_tokens_beyond_the_context_are_refused(models):
         exported.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=2)
     with pytest.raises(ValueError, match=r"attention_mask is \(1, 3\); it must be \(batch, 24\)"):
         exported(tokens, attention_mask=torch.ones(1, 3))
+
+
+def test_a_static_cache_is_refused(models):
+    tokens = tokens_of(1, 4)
+    with pytest.raises(ValueError, match="a cache a DynamicCache"):
+        inside(models["peer"]).generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            cache_implementation="static",
+            max_new_tokens=2,
+        )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_built_and_not_loaded_is_nearly_uniform(models, name):
+    tokens = tokens_of(4, CONTEXT)
+    with torch.no_grad():
+        loss = (
+            PeerScalingForCausalLM(_config(models[name], None)).eval()(tokens, labels=tokens).loss
+        )
+    assert abs(loss.item() - math.log(VOCAB)) < 0.05
 
 
 def test_loss_gradients_and_hidden_states(models):

@@ -124,8 +124,10 @@ class PeerScalingModel(PeerScalingPreTrainedModel):
         if mask_BS is None:
             return None
         if mask_BS.dim() != 2 or mask_BS.shape[1] != length:
-            shape = tuple(mask_BS.shape)
-            raise ValueError(f"attention_mask is {shape}; it must be (batch, {length})")
+            raise ValueError(
+                f"attention_mask is {tuple(mask_BS.shape)}; it must be (batch, {length}), and a "
+                f"cache a DynamicCache"
+            )
         return None if bool(mask_BS.all()) else mask_BS.bool()
 
     def _positions(
