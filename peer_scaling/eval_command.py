@@ -28,6 +28,8 @@ from peer_scaling.errors import (
 )
 from peer_scaling.eval_sets import EvalSet
 from peer_scaling.evaluation import AS_TRAINED, evaluate_set, write_evaluation
+from peer_scaling.expert_file import write_experts
+from peer_scaling.export import export
 from peer_scaling.ffw.base import THRESHOLD
 from peer_scaling.machine import git_commit
 from peer_scaling.parallel import Losses
@@ -96,6 +98,8 @@ def main() -> None:
     try:
         options, sets = options_from(overrides)
         folders = list(_runs(named))
+        if len(folders) > 1 and (arguments.export or arguments.experts):
+            raise UserError(f"--export and --experts take one run, not {len(folders)}")
         if not folders:
             raise UserError(
                 f"{', '.join(named) or 'no RUN'}: nothing to evaluate; give a run's folder"
@@ -149,14 +153,21 @@ def _one(
 ) -> int:
     trained = load_trained(folder)
     if arguments.export:
-        from peer_scaling.export import export
-
-        export(trained, Path(arguments.export))
-        print(f"{trained.record.run_id}: exported to {arguments.export}")
+        _export(trained, Path(arguments.export))
+    if arguments.experts:
+        tokens = write_experts(trained, Path(arguments.experts))
+        print(f"{trained.record.run_id}: {arguments.experts}, of {tokens:,} validation tokens")
+    if arguments.export or arguments.experts:
         return EXIT_DONE
     entries = evaluate_run(trained, options, sets)
     print(_table(trained.record.run_id, entries))
     return EXIT_DONE if any("results" in entry for entry in entries.values()) else EXIT_FAILED
+
+
+def _export(trained: Trained, folder: Path) -> None:
+    has_text = trained.run.data.tokenizer.kind != "none"
+    export(trained, folder, corpus_of(trained).folder if has_text else None)
+    print(f"{trained.record.run_id}: exported to {folder}")
 
 
 def evaluate_run(
@@ -286,4 +297,5 @@ def _parser() -> argparse.ArgumentParser:
         "runs", nargs="+", help="folder of a run, or of a study", metavar="RUN|key=value"
     )
     parser.add_argument("--export", metavar="DIR", help="write the model for transformers instead")
+    parser.add_argument("--experts", metavar="FILE", help="write which experts are used instead")
     return parser

@@ -108,10 +108,12 @@ def evaluate(
 
 
 class ExpertUse:
-    """Router scores summed per expert over evaluation batches, in float64."""
+    """Router scores summed, and choices counted, per expert over evaluation batches; in float64."""
 
-    def __init__(self, score_N: torch.Tensor | None = None) -> None:
-        self._score_N = score_N
+    def __init__(
+        self, score_N: torch.Tensor | None = None, choices_N: torch.Tensor | None = None
+    ) -> None:
+        self._score_N, self._choices_N = score_N, choices_N
 
     def add(self, stats: Routing | None) -> None:
         """Count one forward pass; None for a layer without experts."""
@@ -120,18 +122,26 @@ class ExpertUse:
         # On the CPU, where the sum has one order: on a GPU it is not deterministic.
         expert_L, weight_L = stats.expert.flatten().cpu(), stats.weight.flatten().double().cpu()
         score_N = torch.bincount(expert_L, weight_L, minlength=stats.num_experts)
+        choices_N = torch.bincount(expert_L, minlength=stats.num_experts).double()
         self._score_N = score_N if self._score_N is None else self._score_N + score_N
+        self._choices_N = choices_N if self._choices_N is None else self._choices_N + choices_N
 
     def over(self, world: World, device: torch.device) -> "ExpertUse":
         """That of all ranks, whose tensors are on `device`."""
-        if self._score_N is None:
+        if self._score_N is None or self._choices_N is None:
             return self
-        return ExpertUse(world.sum_(self._score_N.to(device, copy=True)).cpu())
+        both_2N = torch.stack([self._score_N, self._choices_N]).to(device)
+        return ExpertUse(*world.sum_(both_2N).cpu())
 
     @property
     def score_N(self) -> torch.Tensor | None:
         """Sum of the router score of each expert, float64; None without experts."""
         return self._score_N
+
+    @property
+    def choices_N(self) -> torch.Tensor | None:
+        """How often each expert was chosen, float64; None without experts."""
+        return self._choices_N
 
     @property
     def usage(self) -> float | None:
