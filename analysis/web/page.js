@@ -1,0 +1,94 @@
+"use strict";
+(() => {
+  const tip = document.getElementById("tip");
+  const points = [...document.querySelectorAll(".point")];
+
+  // A title would show a second tooltip; what it says becomes the point's name instead.
+  for (const point of points) {
+    const title = point.querySelector("title");
+    point.setAttribute("aria-label", title.textContent);
+    title.remove();
+  }
+
+  const clamp = (value, least, most) => Math.max(least, Math.min(value, most));
+
+  const show = (point) => {
+    tip.textContent = point.getAttribute("aria-label");
+    tip.hidden = false;
+    const at = point.getBoundingClientRect();
+    const own = tip.getBoundingClientRect();
+    const width = document.documentElement.clientWidth;
+    const above = at.top - own.height - 8;
+    tip.style.left = `${clamp(at.left + at.width / 2 - own.width / 2, 8, width - own.width - 8)}px`;
+    tip.style.top = `${above >= 8 ? above : at.bottom + 8}px`;
+  };
+
+  const hide = () => {
+    const focused = document.activeElement;
+    if (focused && focused.classList.contains("point")) show(focused);
+    else tip.hidden = true;
+  };
+
+  // One stop of the tab key per panel; arrows lead from point to point.
+  const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+  const move = (event) => {
+    const own = [...event.currentTarget.closest("svg").querySelectorAll(".point")];
+    const here = own.indexOf(event.currentTarget);
+    const ends = { Home: 0, End: own.length - 1 };
+    const next = event.key in ends ? ends[event.key] : here + (STEPS[event.key] || 0);
+    if (event.key === "Escape") event.currentTarget.blur();
+    if (next === here || !own[next]) return;
+    event.preventDefault();
+    own[here].tabIndex = -1;
+    own[next].tabIndex = 0;
+    own[next].focus();
+  };
+
+  for (const point of points) {
+    point.addEventListener("pointerenter", () => show(point));
+    point.addEventListener("pointerleave", hide);
+    point.addEventListener("focus", () => show(point));
+    point.addEventListener("blur", () => { tip.hidden = true; });
+    point.addEventListener("keydown", move);
+  }
+  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+
+  const texts = new Intl.Collator("en", { numeric: true });
+  // Cells without a number or a text are last in either direction.
+  const compare = (a, b, sign) => {
+    const numbers = [a, b].map((cell) => parseFloat(cell.dataset.v));
+    const known = numbers.map((value) => !Number.isNaN(value));
+    if (known[0] && known[1]) return sign * (numbers[0] - numbers[1]);
+    if (known[0] !== known[1]) return known[0] ? -1 : 1;
+    const words = [a, b].map((cell) => cell.textContent);
+    if (!words[0] !== !words[1]) return words[0] ? -1 : 1;
+    return sign * texts.compare(words[0], words[1]);
+  };
+
+  const sort = (table, head) => {
+    const heads = [...table.tHead.rows[0].cells];
+    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of heads) other.setAttribute("aria-sort", "none");
+    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+    const column = heads.indexOf(head);
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    rows.sort((a, b) => compare(a.cells[column], b.cells[column], sign));
+    body.append(...rows);
+  };
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    for (const head of table.tHead.rows[0].cells) {
+      head.querySelector("button").addEventListener("click", () => sort(table, head));
+    }
+  }
+
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const part of opened) part.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const part of opened) part.open = false;
+  });
+})();
