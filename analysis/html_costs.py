@@ -30,7 +30,7 @@ EXPLAINED = (
 
 def costs_section(report: StudyReport) -> Html:
     """Of the best trained size of every curve, and of all runs together."""
-    best = [_best(report, p) for p in report.fit.profiles]
+    best = [_best(report, p) for p in report.profiles]
     return section(
         "costs",
         "Costs side by side",
@@ -103,10 +103,10 @@ def _mean(values: pd.Series) -> float:
 
 
 def flops_cell(flops: float) -> Cell:
-    """FLOPs, or FLOPs per second, to three digits."""
+    """FLOPs, or FLOPs per second, to four digits."""
     if not np.isfinite(flops):
         return Cell(NOT_RECORDED)
-    return Cell(budget_label(float(f"{flops:.3g}")), float(flops))
+    return Cell(budget_label(float(f"{flops:.4g}")), float(flops))
 
 
 def seconds_cell(seconds: float) -> Cell:

@@ -95,7 +95,7 @@ def _legend(report: StudyReport, styles: Mapping[str, int]) -> Html:
         )
         mark = element("use", href=f"#s{style}", x=17, y=7)
         key = element(
-            "svg", line, element("g", mark, class_="point"), viewBox="0 0 34 14", aria_hidden="true"
+            "svg", line, element("g", mark, class_="mark"), viewBox="0 0 34 14", aria_hidden="true"
         )
         items.append(element("li", key, display_name(variant, report.frame), class_=f"k{style}"))
     return element("ul", *items, class_="legend")
@@ -108,7 +108,7 @@ def _dashes(style: int) -> str | None:
 def _panel(report: StudyReport, budget: float, styles: Mapping[str, int]) -> Html:
     frame, axis = report.frame, report.fit.axis
     rows = frame.loc[drawable(frame, axis, [budget])]
-    profiles = [p for p in report.fit.profiles if p.budget == budget]
+    profiles = [p for p in report.profiles if p.budget == budget]
     axes = _axes(rows, profiles, axis)
     title = f"{budget_label(budget)} training FLOPs"
     parts = [*_grid(axes, title, AXIS_LABELS[axis])]

@@ -1,6 +1,6 @@
-"""Whether learning rates were tuned, what the seeds say of the noise, and which runs do not count."""
+"""Whether learning rates were tuned, what seeds say of the noise, which runs do not count."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from analysis.figures import display_name
 from analysis.html_results import budget_cell
 from analysis.html_table import NOT_RECORDED, Cell, number, table
 from analysis.load import usable
-from analysis.markup import Html, bullets, element, paragraph, section
+from analysis.markup import Html, bullets, folded, paragraph, section
 from analysis.profile import Profile
 from analysis.study_report import StudyReport
 from analysis.tuning import MIN_LEARNING_RATES, best_at_an_end, losses_by_learning_rate
@@ -24,12 +24,14 @@ SEEDS = (
     "variant", "budget", "seeds", "seeds per size", "noise of a run (nats)", "from",
     "largest spread at a size",
 )  # fmt: skip
+MOST_RATES = 4
+"""That are listed one by one."""
 EXCLUDED = ("run", "variant", "size", "budget", "seed", "status", "loss", "reason")
 
 
 def evidence_section(report: StudyReport) -> Html:
     """Learning rates and seeds."""
-    profiles = report.fit.profiles
+    profiles = report.profiles
     cells = {p: losses_by_learning_rate(report.study, p.variant, p.budget) for p in profiles}
     tried = [row for p in profiles for row in _tried(report, p, cells[p])]
     return section(
@@ -55,15 +57,22 @@ def _rates(
     inside = [
         found for found in several if len(found) >= MIN_LEARNING_RATES and not best_at_an_end(found)
     ]
-    used = NOT_RECORDED if not rates else ", ".join(f"{lr:.3g}" for lr in rates)
     return [
         display_name(p.variant, report.frame),
         budget_cell(p.budget),
         Cell(str(len(cells)), len(cells)),
-        Cell(used, rates[0] if rates else None),
+        _listed(rates),
         Cell(str(len(several)), len(several)),
         Cell(f"{len(inside)} of {len(several)}", len(inside)),
     ]
+
+
+def _listed(rates: Sequence[float]) -> str:
+    if not rates:
+        return NOT_RECORDED
+    if len(rates) > MOST_RATES:
+        return f"{len(rates)} from {rates[0]:.3g} to {rates[-1]:.3g}"
+    return ", ".join(f"{lr:.3g}" for lr in rates)
 
 
 def _tried(
@@ -93,7 +102,7 @@ def _said_of_rates(report: StudyReport) -> list[Html]:
     lines = dict.fromkeys(line for claim in claims for line in _conditions(claim))
     if not lines:
         return []
-    return [element("h3", "What the gate says of tuning"), bullets(list(lines))]
+    return [folded("What the gate says of tuning", bullets(list(lines)))]
 
 
 def _conditions(claim: Claim) -> Iterator[str]:
@@ -126,7 +135,7 @@ def excluded_section(report: StudyReport) -> Html:
     left = frame.loc[frame["excluded"].notna()]
     rows = [_excluded(row, row["excluded"]) for row in left.to_dict("records")]
     of_run = {row["run_id"]: row for row in usable(frame).to_dict("records")}
-    for p in report.fit.profiles:
+    for p in report.profiles:
         for far in p.left_out:
             known = {"run_id": far.run, "variant": p.variant, "budget": p.budget, "loss": far.loss}
             rows.append(_excluded(of_run.get(far.run, {}) | known, f"in no fit: {far.reason}"))

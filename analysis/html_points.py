@@ -17,22 +17,22 @@ SECOND_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
 def seconds_label(seconds: float) -> str:
-    """2.46 s, 3.1 min, 4.2 h: a time to three digits."""
+    """2.46 s, 31.2 min, 42 h: a time to three digits."""
     if not np.isfinite(seconds):
         return NOT_RECORDED
     for unit, name in SECOND_UNITS:
-        if seconds >= unit:
+        if seconds >= 10 * unit:  # few units, so that times can be compared at a glance
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds:.3g} s"
 
 
 def bytes_label(count: float) -> str:
-    """412 MiB: bytes to three digits and more."""
+    """411.8 MiB: bytes to a tenth of a unit."""
     if not np.isfinite(count):
         return NOT_RECORDED
     for unit, name in BYTE_UNITS:
         if count >= unit:
-            return f"{count / unit:.4g} {name}"
+            return f"{count / unit:.1f} {name}"
     return f"{count:.4g} B"
 
 

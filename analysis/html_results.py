@@ -20,7 +20,7 @@ OPTIMA = (
     "best trained size", "its loss", "sizes", "runs", "curve", "interval from",
 )  # fmt: skip
 LAWS = ("variant", "of", "exponent", "+- (95 %)", "budgets", "without one", "at the largest")
-MULTIPLIERS = ("variant", "reference", "budget", "times", "low", "high", "beyond its budgets")
+MULTIPLIERS = ("variant", "reference", "budget", "times", "low", "high", "reference's budgets")
 NOTHING = ""
 """Where there is no minimum: the status says why."""
 
@@ -29,7 +29,7 @@ def results_section(report: StudyReport) -> Html:
     """All of them."""
     fit, frame = report.fit, report.frame
     parts: list[Content] = [
-        table(OPTIMA, [_optimum(report, p) for p in fit.profiles], "Minima of the curves"),
+        table(OPTIMA, [_optimum(report, p) for p in report.profiles], "Minima of the curves"),
         frame_table(
             tables.perplexity_table(fit, frame), "Perplexity at the minimum, by training FLOPs"
         ),
@@ -109,7 +109,7 @@ def _multiplier(comparison: Comparison, claim: Claim) -> list[Cell | str]:
     if np.isnan(times.multiplier):
         return [*names, "unknown: the reference's minima do not fall", NOTHING, NOTHING, NOTHING]
     numbers = [number(x, "{:.2f}", NOTHING) for x in (times.multiplier, times.low, times.high)]
-    return [*names, *numbers, "extrapolated" if times.extrapolated else "no"]
+    return [*names, *numbers, "beyond" if times.extrapolated else "within"]
 
 
 def _law(report: StudyReport, law: PowerLaw) -> list[Cell | str]:

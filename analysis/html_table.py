@@ -12,6 +12,9 @@ from analysis.markup import Content, Html, element, joined
 NOT_RECORDED = "not recorded"
 LEADING_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 
+LONG = 40
+"""Characters of a cell that may be broken over lines."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -56,9 +59,10 @@ def _head(title: str) -> Html:
 def _cell(cell: Cell | str, names_row: bool) -> Html:
     cell = cell if isinstance(cell, Cell) else Cell(cell)
     value = None if cell.value is None else repr(cell.value)
-    class_ = "n" if cell.value is not None else None
+    long = isinstance(cell.content, str) and len(cell.content) > LONG
+    class_ = "long" if long else "n" if cell.value is not None else None
     if names_row:
-        return element("th", cell.content, scope="row", data_v=value)
+        return element("th", cell.content, scope="row", data_v=value, class_=class_)
     return element("td", cell.content, data_v=value, class_=class_)
 
 

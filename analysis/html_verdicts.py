@@ -20,6 +20,8 @@ from analysis.study_report import StudyReport
 from analysis.verdicts import Comparison
 from peer_scaling.record import budget_label
 
+MISSING = "missing at equal FLOPs"
+
 
 def answer(report: StudyReport) -> Html:
     """What may be claimed, in one sentence; of what may not, what is missing."""
@@ -62,7 +64,7 @@ def _lacking(claims: Iterable[Claim]) -> str:
 
 def words(name: str) -> str:
     """A condition's name as it is read."""
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("mde", "MDE")
 
 
 def verdicts_section(report: StudyReport) -> Html:
@@ -70,7 +72,7 @@ def verdicts_section(report: StudyReport) -> Html:
     comparison = report.comparison
     if comparison is None:
         return section("verdicts", "Verdicts", paragraph(f"None: {report.why_not}."))
-    header = ["variant", "reference", "budget", *(str(view) for view in View), "missing"]
+    header = ["variant", "reference", "budget", *(str(view) for view in View), MISSING]
     rows = [_row(comparison, i) for i in range(len(comparison.recounts))]
     tested = comparison.num_tests(View.FLOPS)
     numbers = _by_pair(comparison, gaps_table(comparison))
@@ -95,8 +97,7 @@ def verdicts_section(report: StudyReport) -> Html:
 def _row(comparison: Comparison, i: int) -> list[Cell | str]:
     claims = [comparison.claims[view][i] for view in View]
     pair = claims[0].pair
-    missing = dict.fromkeys(name for claim in claims if claim.ranked for name in claim.missing)
-    why = ", ".join(map(words, missing)) if claims[0].ranked else claims[0].verdict
+    why = ", ".join(map(words, claims[0].missing)) if claims[0].ranked else claims[0].verdict
     budget = Cell(budget_label(pair.budget), pair.budget)
     return [pair.variant, pair.reference, budget, *map(_verdict, claims), why]
 

@@ -63,11 +63,11 @@ def _model(report: StudyReport) -> Iterator[Item]:
     spans = [f"{_span(rows[name])} {name}" for name in ("num_params_total", "num_params_active")]
     yield "Sizes", f"{told}; {', '.join(spans)}"
     yield "D/N", "; ".join(_tokens_per_parameter(rows))
-    embedded = rows["num_params_embedding"] / rows["num_params_total"]
+    share = _span(100 * rows["num_params_embedding"] / rows["num_params_total"], "{:.3g} %")
     yield (
         "Parameter count convention",
         f"N is the {AXIS_LABELS[report.fit.axis].removesuffix(' N')} (`{report.fit.axis}`), "
-        f"embeddings included; share of embeddings in the total: {_span(100 * embedded, '{:.3g} %')}",
+        f"embeddings included; their share of the total: {share}",
     )
     yield "FLOP convention", _flop_convention(report.records.used)
 
@@ -91,8 +91,9 @@ def _flop_convention(records: Iterable[RunRecord]) -> str:
         return same[0] if same else None
 
     names = {name for record in records for name in record.flops_by_convention}
-    others = f"; counted beside it: {', '.join(sorted(names))}" if names else ""
-    return f"budgets are met by {distinct(records, primary)} (docs/flops.md){others}"
+    others = ", ".join(sorted(names - {primary(record) for record in records}))
+    beside = f"; counted beside it: {others}" if others else ""
+    return f"budgets are met by {distinct(records, primary)} (docs/flops.md){beside}"
 
 
 def _training(report: StudyReport) -> Iterator[Item]:

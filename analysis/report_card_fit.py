@@ -79,7 +79,7 @@ def _rms(values: list[float]) -> float:
 
 
 def _law_residuals(report: StudyReport) -> Iterator[str]:
-    for law in report.fit.laws:
+    for law in (law for law in report.fit.laws if law.num_budgets > 2):
         optima = report.fit.optima(law.variant)
         C = np.array([p.budget for p in optima])
         values = {"N": [p.num_params for p in optima], "D": [p.tokens for p in optima]}

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.evidence import Study
 from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.load import ONLINE, as_frame, load_runs, usable
+from analysis.profile import Profile
 from analysis.record_set import RecordSet, read_record_set
 from analysis.verdicts import Comparison, compare_study
 
@@ -34,6 +35,12 @@ class StudyReport:
     def frame(self) -> pd.DataFrame:
         """All runs, excluded ones too."""
         return self.study.frame
+
+    @property
+    def profiles(self) -> list[Profile]:
+        """By budget, then in the order of the variants."""
+        place = {variant: i for i, variant in enumerate(self.fit.variants)}
+        return sorted(self.fit.profiles, key=lambda p: (p.budget, place[p.variant]))
 
     @property
     def variants(self) -> Sequence[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WIDTH, HEIGHT = 440.0, 340.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 48.0, 28.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 58.0, 28.0, 46.0
 PADDING = 0.05
 """Of an axis, beyond the outermost point."""
 NUM_TICKS = 6
