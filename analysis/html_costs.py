@@ -1,7 +1,10 @@
 """What the runs cost, in FLOPs, in time and in memory, side by side."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.figures import display_name
 from analysis.html_points import bytes_label, seconds_label
@@ -82,24 +85,29 @@ def _together(
         budget_cell(budget),
         Cell(str(len(own)), len(own)),
         Cell(str(len(usable(own))), len(usable(own))),
-        _noted(own["flops"], flops_cell(own["flops"].sum(min_count=1))),
-        _noted(own["train_seconds"], seconds_cell(own["train_seconds"].sum(min_count=1))),
-        _noted(own["wall_seconds"], seconds_cell(own["wall_seconds"].sum(min_count=1))),
-        _noted(own["peak_memory_bytes"], bytes_cell(own["peak_memory_bytes"].max())),
+        _over(own["flops"], np.sum, flops_cell),
+        _over(own["train_seconds"], np.sum, seconds_cell),
+        _over(own["wall_seconds"], np.sum, seconds_cell),
+        _over(own["peak_memory_bytes"], np.max, bytes_cell),
     ]
 
 
-def _noted(values: pd.Series, cell: Cell) -> Cell:
-    """With the number of runs that do not say."""
-    missing = int(values.isna().sum())
-    if cell.value is None or not missing:
-        return cell
-    return Cell(f"{cell.content} ({missing} {NOT_RECORDED})", cell.value)
+def _over(
+    values: ArrayLike, of: Callable[[np.ndarray], float], cell: Callable[[float], Cell]
+) -> Cell:
+    """Of the runs that say, with the number of those that do not."""
+    values = np.asarray(values, dtype=float)
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return Cell(NOT_RECORDED)
+    found, missing = cell(float(of(known))), len(values) - len(known)
+    return Cell(f"{found.content} ({missing} {NOT_RECORDED})", found.value) if missing else found
 
 
-def _mean(values: pd.Series) -> float:
-    known = values.dropna().to_numpy()
-    return float(known.mean()) if len(known) else float("nan")
+def _mean(values: ArrayLike) -> float:
+    values = np.asarray(values, dtype=float)
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def flops_cell(flops: float) -> Cell:

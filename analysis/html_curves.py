@@ -75,10 +75,12 @@ def _caption(report: StudyReport) -> str:
     )
 
 
-def drawable(frame: pd.DataFrame, axis: str, budgets: Iterable[float]) -> pd.Series:
-    """Which runs have a place in a panel."""
-    there = (frame[axis] > 0) & np.isfinite(frame["loss"])
-    return there & frame["budget"].isin(list(budgets)) & frame["variant"].notna()
+def drawable(frame: pd.DataFrame, axis: str, budgets: Iterable[float]) -> np.ndarray:
+    """Which runs have a place in a panel, (U,)."""
+    N_U, loss_U = frame[axis].to_numpy(), frame["loss"].to_numpy()
+    named_U = np.array([isinstance(variant, str) for variant in frame["variant"]])
+    here_U = np.isin(frame["budget"].to_numpy(), list(budgets))
+    return (N_U > 0) & np.isfinite(N_U) & np.isfinite(loss_U) & here_U & named_U
 
 
 def _symbols() -> Html:

@@ -115,9 +115,8 @@ def _conditions(claim: Claim) -> Iterator[str]:
 def _seeds(report: StudyReport, p: Profile) -> list[Cell | str]:
     rows = report.study.rows(p.variant, p.budget)
     seeds = sorted({int(seed) for seed in rows["seed"] if pd.notna(seed)})
-    counts = rows.groupby("size")["loss"].size()
-    spread = rows.groupby("size")["loss"].agg(lambda losses: losses.max() - losses.min())
-    least, most = int(counts.min()), int(counts.max())
+    losses = [own["loss"].to_numpy() for _, own in rows.groupby("size")]
+    least, most = min(map(len, losses)), max(map(len, losses))
     return [
         display_name(p.variant, report.frame),
         budget_cell(p.budget),
@@ -125,7 +124,7 @@ def _seeds(report: StudyReport, p: Profile) -> list[Cell | str]:
         Cell(str(least) if least == most else f"{least} to {most}", least),
         number(p.noise_stderr, "{:.4f}", "no minimum"),
         str(p.noise or ""),
-        number(float(spread.max()), "{:.4f}") if most > 1 else Cell("one seed"),
+        number(float(max(map(np.ptp, losses))), "{:.4f}") if most > 1 else Cell("one seed"),
     ]
 
 
@@ -158,7 +157,7 @@ def _excluded(row: dict[str, object], why: str) -> list[Cell | str]:
         _text(row.get("variant")),
         _text(row.get("size")),
         budget_cell(budget) if np.isfinite(budget) else "",
-        Cell(_text(seed), float(str(seed)) if pd.notna(seed) else None),
+        Cell(_text(seed), seed if isinstance(seed, int) else None),
         _text(row.get("status")),
         number(loss, "{:.4f}", ""),
         why,

@@ -72,7 +72,7 @@ def verdicts_section(report: StudyReport) -> Html:
     comparison = report.comparison
     if comparison is None:
         return section("verdicts", "Verdicts", paragraph(f"None: {report.why_not}."))
-    header = ["variant", "reference", "budget", *(str(view) for view in View), MISSING]
+    header = ["pair", "budget", *(str(view) for view in View), MISSING]
     rows = [_row(comparison, i) for i in range(len(comparison.recounts))]
     tested = comparison.num_tests(View.FLOPS)
     numbers = _by_pair(comparison, gaps_table(comparison))
@@ -82,8 +82,8 @@ def verdicts_section(report: StudyReport) -> Html:
         "Verdicts",
         paragraph(
             f"Every two variants at every budget, {len(rows)} gaps, {tested} of them ranked and "
-            "tested at equal FLOPs. A gap is the reference's loss less the variant's, in nats per "
-            "token, with its 95 % interval."
+            "tested at equal FLOPs. A gap is the second variant's loss less the first's, in nats "
+            "per token, with its 95 % interval."
         ),
         table(header, rows, "Verdicts of the claim gate"),
         element("h3", "What is missing, and the runs that would settle it"),
@@ -99,7 +99,7 @@ def _row(comparison: Comparison, i: int) -> list[Cell | str]:
     pair = claims[0].pair
     why = ", ".join(map(words, claims[0].missing)) if claims[0].ranked else claims[0].verdict
     budget = Cell(budget_label(pair.budget), pair.budget)
-    return [pair.variant, pair.reference, budget, *map(_verdict, claims), why]
+    return [f"{pair.variant} - {pair.reference}", budget, *map(_verdict, claims), why]
 
 
 def _verdict(claim: Claim) -> Cell:

@@ -40,19 +40,19 @@ def card(report: StudyReport) -> list[Item]:
 def _runs(report: StudyReport) -> Iterator[Item]:
     frame, planned = report.frame, report.records.num_planned
     counts = Counter(str(status) for status in frame["status"] if isinstance(status, str))
-    unread = int(frame["status"].isna().sum())
+    unread = len(frame) - counts.total()
     parts = [f"planned: {NOT_RECORDED}" if planned is None else f"planned {planned}"]
     parts += [f"{status} {counts.pop(status, 0)}" for status in STATUSES]
     parts += [f"{status} {num}" for status, num in sorted(counts.items())]
     parts += [f"not readable {unread}"] if unread else []
-    left = int(frame["excluded"].notna().sum())
-    yield "Runs", f"{', '.join(parts)}; excluded {left}, used {len(frame) - left} of {len(frame)}"
+    num, used = len(frame), len(usable(frame))
+    yield "Runs", f"{', '.join(parts)}; excluded {num - used}, used {used} of {num}"
     budgets = ", ".join(map(budget_label, report.fit.budgets))
     yield "Budgets", f"{budgets} training FLOPs; {_off_budget(usable(frame))}"
 
 
 def _off_budget(rows: pd.DataFrame) -> str:
-    off = float(np.abs(rows["flops"] / rows["budget"] - 1).max())
+    off = float(np.abs(rows["flops"].to_numpy() / rows["budget"].to_numpy() - 1).max())
     return f"met to {100 * off:.2f} %" if np.isfinite(off) else f"FLOPs spent: {NOT_RECORDED}"
 
 
@@ -77,9 +77,10 @@ def _tokens_per_parameter(rows: pd.DataFrame) -> Iterator[str]:
         yield f"{_span(rows['tokens'] / rows[name], '{:.3g}')} tokens per parameter ({name})"
 
 
-def _span(values: pd.Series, form: str = "") -> str:
+def _span(values: Any, form: str = "") -> str:
+    values = np.asarray(values, dtype=float)
     known = values[np.isfinite(values)]
-    if known.empty:
+    if not known.size:
         return NOT_RECORDED
     ends = [form.format(v) if form else count_label(v) for v in (known.min(), known.max())]
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
@@ -156,7 +157,7 @@ def _data(report: StudyReport) -> Iterator[Item]:
     )
     yield "Validation hash", f"{NOT_RECORDED} apart from the data hash, which includes it"
     yield "Validation tokens", _span(rows["val_tokens"])
-    unique = (rows["tokens"] / rows["epochs"]).replace(np.inf, np.nan)
+    unique = rows["tokens"] / rows["epochs"]
     yield "Unique training tokens", f"{_span(unique)} (tokens over epochs)"
     yield "Epochs", _span(rows["epochs"], "{:.3g}")
     yield "Contamination", "not checked"
