@@ -58,7 +58,7 @@ def _head(title: str) -> Html:
 
 def _cell(cell: Cell | str, names_row: bool) -> Html:
     cell = cell if isinstance(cell, Cell) else Cell(cell)
-    value = None if cell.value is None else repr(cell.value)
+    value = None if cell.value is None else repr(float(cell.value))
     long = isinstance(cell.content, str) and len(cell.content) > LONG
     class_ = "long" if long else "n" if cell.value is not None else None
     if names_row:

@@ -10,10 +10,32 @@
     title.remove();
   }
 
+  const REACH = 14; // of the pointer, in pixels
+  const SAME_PLACE = 3;
   const clamp = (value, least, most) => Math.max(least, Math.min(value, most));
 
+  const middle = (point) => {
+    const box = point.querySelector(".hit").getBoundingClientRect();
+    return [box.left + box.width / 2, box.top + box.height / 2];
+  };
+
+  const near = (panel, [x, y], reach) => [...panel.querySelectorAll(".point")]
+    .map((point) => [Math.hypot(...middle(point).map((at, i) => at - [x, y][i])), point])
+    .filter(([distance]) => distance <= reach)
+    .sort((a, b) => a[0] - b[0])
+    .map(([, point]) => point);
+
+  // Seeds of one size may lie on one another: the others are named too.
+  const others = (point) => near(point.closest("svg"), middle(point), SAME_PLACE)
+    .filter((other) => other !== point)
+    .map((other) => `\nalso here: ${other.getAttribute("aria-label").split("\n")[0]}`);
+
+  let current = null;
   const show = (point) => {
-    tip.textContent = point.getAttribute("aria-label");
+    if (current) current.classList.remove("current");
+    current = point;
+    point.classList.add("current");
+    tip.textContent = point.getAttribute("aria-label") + others(point).join("");
     tip.hidden = false;
     const at = point.getBoundingClientRect();
     const own = tip.getBoundingClientRect();
@@ -24,9 +46,15 @@
   };
 
   const hide = () => {
+    if (current) current.classList.remove("current");
+    current = null;
+    tip.hidden = true;
+  };
+
+  const leave = () => {
     const focused = document.activeElement;
     if (focused && focused.classList.contains("point")) show(focused);
-    else tip.hidden = true;
+    else hide();
   };
 
   // One stop of the tab key per panel; arrows lead from point to point.
@@ -45,13 +73,24 @@
   };
 
   for (const point of points) {
-    point.addEventListener("pointerenter", () => show(point));
-    point.addEventListener("pointerleave", hide);
     point.addEventListener("focus", () => show(point));
-    point.addEventListener("blur", () => { tip.hidden = true; });
+    point.addEventListener("blur", hide);
     point.addEventListener("keydown", move);
   }
-  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  for (const panel of document.querySelectorAll(".panel")) {
+    const nearest = (event) => near(panel, [event.clientX, event.clientY], REACH)[0];
+    panel.addEventListener("pointermove", (event) => {
+      const point = nearest(event);
+      if (!point) leave();
+      else if (point !== current) show(point);
+    });
+    panel.addEventListener("pointerleave", leave);
+    panel.addEventListener("click", (event) => {
+      const point = nearest(event);
+      if (point) point.focus();
+    });
+  }
+  addEventListener("scroll", leave, { passive: true });
 
   const texts = new Intl.Collator("en", { numeric: true });
   // Cells without a number or a text are last in either direction.
