@@ -41,7 +41,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell | str]], caption: 
     """A table; its first column names the row. Without rows: a paragraph that says so."""
     if not rows:
         return element("p", f"{caption}: none." if caption else "None.", class_="none")
-    head = element("tr", *(_head(title) for title in header))
+    numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(header))]
+    head = element("tr", *map(_head, header, numeric))
     body = [element("tr", *(_cell(c, i == 0) for i, c in enumerate(row))) for row in rows]
     parts = [element("caption", caption)] if caption else []
     parts += [element("thead", head), element("tbody", joined(body, "\n"))]
@@ -52,8 +53,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell | str]], caption: 
     )
 
 
-def _head(title: str) -> Html:
-    return element("th", element("button", title, type="button"), scope="col", aria_sort="none")
+def _is_number(cell: Cell | str) -> bool:
+    return isinstance(cell, Cell) and cell.value is not None
+
+
+def _head(title: str, numeric: bool) -> Html:
+    # No <button>: Chromium does not print it again at the top of the next page.
+    label = element("span", title, role="button", tabindex=0)
+    return element("th", label, scope="col", aria_sort="none", class_="n" if numeric else None)
 
 
 def _cell(cell: Cell | str, names_row: bool) -> Html:

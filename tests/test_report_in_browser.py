@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from io import BytesIO
 
 import pytest
@@ -143,13 +144,13 @@ def test_tables_are_sorted_by_number(open_page, press):
     index = [own.inner_text() for own in heads.all()].index("budget")
     head = heads.nth(index)
     before = [float(value) for value, _ in column(table, index)]
-    press(head.locator("button"))
+    press(head.get_by_role("button"))
     assert head.get_attribute("aria-sort") == "ascending"
     after = column(table, index)
     assert [float(value) for value, _ in after] == sorted(before)
     labels = [label for _, label in after]
     assert labels != sorted(labels)  # as texts, 1.6e13 comes before 4e12
-    press(head.locator("button"))
+    press(head.get_by_role("button"))
     assert head.get_attribute("aria-sort") == "descending"
     falling = [float(value) for value, _ in column(table, index)]
     assert falling == sorted(before, reverse=True) != before
@@ -184,15 +185,11 @@ def test_a_dark_screen_gets_a_dark_page(open_page):
 def test_its_print_is_whole(open_page):
     page = open_page(color_scheme="dark")
     reader = pypdf.PdfReader(BytesIO(page.pdf(prefer_css_page_size=True)))
-    assert len(reader.pages) > 1
+    assert len(reader.pages) > 3
     texts = [own.extract_text() for own in reader.pages]
     assert "Verdicts" in texts[0]
     assert "How to regenerate" in texts[-1]
-    everything = " ".join(texts)
-    for folded in (
-        "flops_6n_total",
-        "What the gate says of tuning",
-        "peer-train --config-name made",
-    ):
+    everything = "".join(unicodedata.normalize("NFKC", "".join(texts)).split())  # fl is one letter
+    for folded in ("flops_6n_total", "settingstriedbeyondthefirstofacell", "moresharedseed"):
         assert folded in everything
-    assert "sha256 of the record set" in everything
+    assert "sha256oftherecordset" in everything

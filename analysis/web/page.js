@@ -118,7 +118,12 @@
 
   for (const table of document.querySelectorAll("table.sortable")) {
     for (const head of table.tHead.rows[0].cells) {
-      head.querySelector("button").addEventListener("click", () => sort(table, head));
+      head.firstElementChild.addEventListener("click", () => sort(table, head));
+      head.firstElementChild.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        sort(table, head);
+      });
     }
   }
 
