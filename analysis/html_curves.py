@@ -63,12 +63,12 @@ def _caption(report: StudyReport) -> str:
     frame, fit = report.frame, report.fit
     drawn = int(drawable(frame, fit.axis, fit.budgets).sum())
     rest = len(frame) - drawn
-    beyond = f" {rest} excluded runs have no loss, size or panel; they are listed below."
+    beyond = f" Without a loss, a size or a panel, and listed below: {rest}."
     return (
         f"Validation loss in nats per token (perplexity on the right) against "
         f"{AXIS_LABELS[fit.axis]}, which is logarithmic. A point is a run: {drawn} of "
-        f"{len(frame)}; hollow ones are excluded and, where their loss is beyond the panel, stand "
-        f"at its frame; ringed ones are not in the fit of their curve.{beyond if rest else ''} "
+        f"{len(frame)}; hollow ones are excluded, ringed ones not in the fit of their curve; "
+        f"where their loss is beyond the panel, they stand at its frame.{beyond if rest else ''} "
         "Lines are the fitted curves, thin where there is no minimum. Stars are minima with the "
         "95 % intervals of N* and L*. Point at a run, tap it, or reach it by tab and arrow keys, "
         "to see which it is."
@@ -139,16 +139,15 @@ def _one_stop(points: list[dict[str, Any]]) -> Iterator[Html]:
 
 
 def _axes(rows: pd.DataFrame, profiles: Iterable[Profile], axis: str) -> Axes:
-    """Over the runs that are used, the curves and the intervals; excluded runs may be beyond."""
-    kept = usable(rows)
-    x, y = kept[axis].tolist(), kept["loss"].tolist()
+    """Over the runs in the fits, the curves and the intervals; losses of others may be beyond."""
+    left_out = [run.run for p in profiles for run in p.left_out]
+    x, y = rows[axis].tolist(), usable(rows.loc[~rows["run_id"].isin(left_out)])["loss"].tolist()
     for p in profiles:
         x += p.curve_num_params.tolist()
         y += p.curve_loss.tolist()
         if p.ok:
             x += [p.num_params_low, p.num_params_high]
             y += [p.loss - p.loss_margin, p.loss + p.loss_margin]
-    x += rows[axis].tolist()
     return axes_over([v for v in x if np.isfinite(v)], [v for v in y if np.isfinite(v)])
 
 

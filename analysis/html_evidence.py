@@ -142,10 +142,10 @@ def excluded_section(report: StudyReport) -> Html:
         "excluded",
         "Excluded runs",
         paragraph(
-            f"{len(left)} of {len(frame)} runs are excluded; {len(rows) - len(left)} others count "
-            "but are in no fit of a curve."
+            f"Excluded: {len(left)} of {len(frame)} runs. Counted, but in no fit of a curve: "
+            f"{len(rows) - len(left)}."
         ),
-        table(EXCLUDED, rows, "Excluded runs, all of them"),
+        table(EXCLUDED, rows, "All of them"),
     )
 
 

@@ -12,7 +12,7 @@ from analysis.markup import Content, Html, element, joined
 NOT_RECORDED = "not recorded"
 LEADING_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 
-LONG = 40
+LONG = 60
 """Characters of a cell that may be broken over lines."""
 
 
@@ -42,8 +42,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell | str]], caption: 
     if not rows:
         return element("p", f"{caption}: none." if caption else "None.", class_="none")
     numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(header))]
+    names_row = [i == 0 for i in range(len(header))]
     head = element("tr", *map(_head, header, numeric))
-    body = [element("tr", *(_cell(c, i == 0) for i, c in enumerate(row))) for row in rows]
+    body = [element("tr", *map(_cell, row, numeric, names_row)) for row in rows]
     parts = [element("caption", caption)] if caption else []
     parts += [element("thead", head), element("tbody", joined(body, "\n"))]
     inner = element("table", *parts, class_="sortable")
@@ -63,11 +64,11 @@ def _head(title: str, numeric: bool) -> Html:
     return element("th", label, scope="col", aria_sort="none", class_="n" if numeric else None)
 
 
-def _cell(cell: Cell | str, names_row: bool) -> Html:
+def _cell(cell: Cell | str, numeric: bool, names_row: bool) -> Html:
     cell = cell if isinstance(cell, Cell) else Cell(cell)
     value = None if cell.value is None else repr(float(cell.value))
     long = isinstance(cell.content, str) and len(cell.content) > LONG
-    class_ = "long" if long else "n" if cell.value is not None else None
+    class_ = "long" if long else "n" if numeric else None
     if names_row:
         return element("th", cell.content, scope="row", data_v=value, class_=class_)
     return element("td", cell.content, data_v=value, class_=class_)

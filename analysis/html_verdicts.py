@@ -32,10 +32,10 @@ def answer(report: StudyReport) -> Html:
     claims = [claim for view in View for claim in comparison.claims[view]]
     open_ = [claim for claim in claims if claim.ranked and not claim.beats]
     said = "; ".join(filter(None, shown))
-    sentence = f"Shown: {said}." if said else _nothing(claims, open_)
-    if said and open_:
-        sentence += f" Not shown are {len(open_)} other claims; they lack {_lacking(open_)}."
-    return element("p", sentence, class_="answer shown" if said else "answer")
+    if not said:
+        return element("p", _nothing(claims, open_), class_="answer")
+    rest = f"; not shown: {len(open_)} other claims, which lack {_lacking(open_)}" if open_ else ""
+    return element("p", f"Shown: {said}{rest}.", class_="answer shown")
 
 
 def _nothing(claims: list[Claim], open_: list[Claim]) -> str:

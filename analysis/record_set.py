@@ -64,7 +64,7 @@ def _of_folder(root: Path, paths: list[Path], frame: pd.DataFrame) -> RecordSet:
     return RecordSet(
         used=tuple(used),
         folders={run: ", ".join(_folder(name) for name in own) for run, own in folders.items()},
-        num_planned=_num_planned(root),
+        num_planned=_num_planned(root, {str(study) for study in rows["study"]}),
         sha256=_sha256(listing.encode()),
         hashed=hashed,
     )
@@ -79,8 +79,10 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
 
 
-def _num_planned(root: Path) -> int | None:
+def _num_planned(root: Path, studies: set[str]) -> int | None:
+    """Of the plans in folders of these studies; of all, if the study's folder has another name."""
     plans = [path for path in sorted(root.rglob(PLAN)) if not path.is_symlink()]
+    plans = [path for path in plans if path.parent.name in studies] or plans
     try:
         return sum(len(read_table(path)[1]) for path in plans) if plans else None
     except AnalysisError:

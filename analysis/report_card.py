@@ -94,7 +94,8 @@ def _flop_convention(records: Iterable[RunRecord]) -> str:
     names = {name for record in records for name in record.flops_by_convention}
     others = ", ".join(sorted(names - {primary(record) for record in records}))
     beside = f"; counted beside it: {others}" if others else ""
-    return f"budgets are met by {distinct(records, primary)} (docs/flops.md){beside}"
+    by = distinct(records, primary)
+    return by if by == NOT_RECORDED else f"budgets are met by {by} (docs/flops.md){beside}"
 
 
 def _training(report: StudyReport) -> Iterator[Item]:
@@ -150,12 +151,12 @@ def _data(report: StudyReport) -> Iterator[Item]:
     )
     data = ["source", "path", "order", "context", "validation_fraction", "num_tokens"]
     yield "Data", distinct(records, lambda r: _settings(r, "data", data))
+    yield "Data hash", distinct(records, lambda r: r.data_fingerprint)
     yield (
-        "Data hash",
-        f"{distinct(records, lambda r: r.data_fingerprint)} (sha256 over tokeniser, order, "
-        f"training and validation shards)",
+        "Validation hash",
+        f"{NOT_RECORDED} by itself; a data hash is the sha256 over tokeniser, order, training and "
+        "validation shards",
     )
-    yield "Validation hash", f"{NOT_RECORDED} apart from the data hash, which includes it"
     yield "Validation tokens", _span(rows["val_tokens"])
     unique = rows["tokens"] / rows["epochs"]
     yield "Unique training tokens", f"{_span(unique)} (tokens over epochs)"

@@ -23,7 +23,8 @@ def record_of(row, **changes):
 
 
 def write_study(folder, **options):
-    """Records on known curves; then one that diverged, one far beyond the panel, an unreadable one."""
+    """Records on known curves; then one that diverged, one far beyond
+    the panel, an unreadable one, and one that is planned."""
     rows = runs(known, noise=0.001, seeds=2, **options).to_dict("records")
     records = [record_of(row) for row in rows]
     records += [
@@ -32,6 +33,8 @@ def write_study(folder, **options):
     ]  # fmt: skip
     for number, record in enumerate(records):
         write_record(record, folder / f"run{number:03d}")
+    cells = [f"run{number:03d},peer,x2.0,1e12,0,1e12" for number in range(len(records) + 1)]
+    (folder / "plan.csv").write_text("\n".join(["run_id,variant,size,budget,seed,flops", *cells]))
     (folder / "torn").mkdir()
     (folder / "torn" / "record.json").write_text('{"schema": 1, "run')
     return folder

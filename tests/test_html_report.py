@@ -125,11 +125,12 @@ def test_every_run_that_does_not_count_is_there_with_its_reason(made):
     text = page[page.index('id="excluded"') : page.index('id="card"')]
     rows = re.findall(r"<tr><th scope=\"row\"[^>]*>(.*?)</th>.*?>([^<>]*)</td></tr>", text)
     reasons = {unescape(run): unescape(why) for run, why in rows}
-    assert set(reasons) == {EVIL_ID, "diverged-run", "torn"}
+    assert set(reasons) == {EVIL_ID, "diverged-run", "torn", "run074"}
     assert reasons["diverged-run"] == "diverged: nan"
     assert "not readable as JSON" in reasons["torn"]
-    assert "3 of 75 runs are excluded" in text
-    assert "2 excluded runs have no loss, size or panel" in page
+    assert reasons["run074"] == "no record yet: not begun"
+    assert "Excluded: 4 of 76 runs. Counted, but in no fit of a curve: 0." in text
+    assert "Without a loss, a size or a panel, and listed below: 3." in page
     hollow = re.findall(r'<g [^>]*class="point run k\d hollow"[^>]*>', page)
     (transform,) = re.findall(r'transform="translate\(([\d.]+) ([\d.]+)\)"', "".join(hollow))
     assert float(transform[1]) == pytest.approx(28.0)  # its loss of 50 is at the upper frame
@@ -149,7 +150,7 @@ def test_the_card_has_every_item_and_says_what_is_not_recorded(laptop, made):
     assert "dense: leave-one-budget-out error 4.34 %" in card["Leaving out one budget: L(N, D)"]
     other = card_of(made[1])
     assert list(other) == list(card)
-    assert other["Runs"].startswith("planned: not recorded, done 72, diverged 1, failed 0")
+    assert other["Runs"].startswith("planned 75, done 72, diverged 1, failed 0")
     for name in ("Schedule", "Tokeniser", "Environment: packages", "Code (git commit)"):
         assert other[name] == "not recorded"
 
@@ -196,8 +197,22 @@ def test_one_variant_has_a_page_that_says_so(tmp_path, monkeypatch):
     page = write_page(monkeypatch, tmp_path / "r.csv", tmp_path / "report.html")
     Parsed(page)
     assert "Not shown: there is one variant, alone, and nothing to compare it with." in page
-    assert "3 of 21 runs are excluded" in page
+    assert "Excluded: 3 of 21 runs." in page
     assert card_of(page)["Leaving out one budget: L(N, D)"].startswith("not computed")
+
+
+def test_a_run_that_the_others_contradict_is_ringed_and_listed(tmp_path, monkeypatch):
+    frame, _ = study(seeds=3)
+    far = frame.index[(frame["size"] == "x0.4") & (frame["seed"] == 2)][0]
+    frame.loc[far, "loss"] += 0.5
+    write_csv(frame, tmp_path / "runs.csv")
+    page = write_page(monkeypatch, tmp_path / "runs.csv", tmp_path / "report.html")
+    assert page.count('<circle class="ring"') == 1
+    assert "Excluded: 0 of 126 runs. Counted, but in no fit of a curve: 1." in page
+    row = page[page.rindex(f'">{frame.loc[far, "run_id"]}</th>') :]
+    assert row[: row.index("</tr>")].endswith(
+        "<td>in no fit: outlier: contradicted by the other sizes</td>"
+    )
 
 
 @pytest.mark.parametrize(

@@ -193,3 +193,20 @@ def test_its_print_is_whole(open_page):
     for folded in ("flops_6n_total", "settingstriedbeyondthefirstofacell", "moresharedseed"):
         assert folded in everything
     assert "sha256oftherecordset" in everything
+
+
+def test_a_table_that_goes_on_has_its_headers_on_every_page(open_page):
+    page = open_page()
+    page.evaluate(
+        """() => {
+            const body = document.querySelector("#verdicts tbody");
+            for (let i = 0; i < 60; i += 1) body.append(body.rows[0].cloneNode(true));
+        }"""
+    )
+    reader = pypdf.PdfReader(BytesIO(page.pdf(prefer_css_page_size=True)))
+    texts = [unicodedata.normalize("NFKC", own.extract_text()) for own in reader.pages[:3]]
+    rows = [text.count("peer - dense") for text in texts]
+    heads = [text.count("missing at equal FLOPs") for text in texts]
+    assert sum(rows) == 63
+    assert sum(count > 0 for count in rows) > 1
+    assert heads == [int(count > 0) for count in rows]
