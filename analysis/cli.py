@@ -58,6 +58,12 @@ def _compare(arguments: argparse.Namespace) -> None:
     run(arguments, arguments.out or _default_folder(arguments.runs))
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from analysis.report_command import run
+
+    run(arguments, _default_folder(arguments.runs))
+
+
 def _paper(arguments: argparse.Namespace) -> None:
     from analysis.paper_command import run
 
@@ -83,6 +89,7 @@ VERBS = {
     "isoflop": _isoflop,
     "load": _load,
     "compare": _compare,
+    "report": _report,
     "tables": _paper,
     "figures": _paper,
     "predict": predict_command.run,
@@ -118,6 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
     compare.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
+    report = verbs.add_parser(
+        "report",
+        help="all of a study on one page: verdicts, curves, tables, costs, reproducibility card",
+        description="Write one HTML file that shows a study and loads nothing.",
+    )
+    report.add_argument(
+        "--out", type=Path, help="file to write (default: <runs>/analysis/report.html)"
+    )
+    report.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
+    report.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
     predict = verbs.add_parser(
         "predict",
         help="size, tokens and loss at a budget that was not trained, with intervals",
@@ -138,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--out", type=Path, help="where to write (default: <runs>/analysis, <CSV>_analysis)"
         )
-    for verb in (isoflop, load, compare, predict, diagnose, *paper):
+    for verb in (isoflop, load, compare, report, predict, diagnose, *paper):
         verb.add_argument("runs", help=RUNS)
         verb.add_argument("--study", help="only this study's runs")
     return parser

@@ -1,6 +1,7 @@
 """The comparison of a study as rows and as text."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -99,11 +100,11 @@ def report(comparison: Comparison) -> str:
         "## Verdicts",
         to_markdown(_verdicts(comparison)),
         "## At equal FLOPs, the numbers alone",
-        to_markdown(_gaps(comparison)),
+        to_markdown(gaps_table(comparison)),
         "## Under other FLOP conventions",
-        to_markdown(_conventions(comparison)),
+        to_markdown(conventions_table(comparison)),
         "## Why not",
-        *(_why(comparison) or ["Nothing is missing."]),
+        *([_reasons(m) for m in missing_conditions(comparison)] or ["Nothing is missing."]),
         "## Excluded runs",
         "\n".join(_excluded(comparison)) or "None.",
         CAVEATS,
@@ -141,15 +142,17 @@ def _cell(claim: Claim) -> str:
     said = claim.verdict if claim.beats else "not shown" if claim.ranked else "not ranked"
     if claim.difference is None:
         return said
-    return f"{_with_margin(claim.difference)}: {said}"
+    return f"{with_margin(claim.difference)}: {said}"
 
 
-def _with_margin(difference: Difference) -> str:
+def with_margin(difference: Difference) -> str:
+    """A gap with the half width of its 95 % interval."""
     margin = "" if np.isnan(difference.margin) else f" +- {difference.margin:.3f}"
     return f"{difference.nats:+.3f}{margin}"
 
 
-def _gaps(comparison: Comparison) -> pd.DataFrame:
+def gaps_table(comparison: Comparison) -> pd.DataFrame:
+    """What the numbers alone say at equal FLOPs, as text, in the order of the claims."""
     claims = comparison.claims[View.FLOPS]
     return _indexed(claims, [_gap_row(comparison, claim) for claim in claims])
 
@@ -187,7 +190,8 @@ def _numbers_alone(claim: Claim) -> str:
     return f"no: {', '.join(claim.statistics.missing())}"
 
 
-def _conventions(comparison: Comparison) -> pd.DataFrame:
+def conventions_table(comparison: Comparison) -> pd.DataFrame:
+    """The gap by every way to count FLOPs, as text, in the order of the claims."""
     rows = []
     for found in comparison.recounts:
         own = found.gap.difference
@@ -199,7 +203,17 @@ def _conventions(comparison: Comparison) -> pd.DataFrame:
     return _indexed(comparison.claims[View.FLOPS], rows)
 
 
-def _why(comparison: Comparison) -> list[str]:
+@dataclass(frozen=True)
+class Missing:
+    """A condition that keeps claims from being made."""
+
+    name: str
+    num_claims: int
+    lines: tuple[str, ...]
+    """The evidence, and what would settle it."""
+
+
+def missing_conditions(comparison: Comparison) -> list[Missing]:
     """Per condition: how many claims lack it, by what evidence, and what would settle it; of pairs
     that are not ranked, that alone.
     """
@@ -212,7 +226,7 @@ def _why(comparison: Comparison) -> list[str]:
                 counts[name] = counts.get(name, 0) + 1
                 own = lines.setdefault(name, {})
                 own.update(dict.fromkeys(_line(part) for part in found.lacking))
-    return [_reasons(name, counts, lines[name]) for name in lines]
+    return [Missing(name, counts[name], tuple(lines[name])) for name in lines]
 
 
 def _line(condition: Condition) -> str:
@@ -220,8 +234,8 @@ def _line(condition: Condition) -> str:
     return f"{condition.evidence}{steps and '. Next: '}{steps}"
 
 
-def _reasons(name: str, counts: Mapping[str, int], lines: Iterable[str]) -> str:
-    found = list(lines)
-    head = f"### {name}: missing from {counts[name]} claims\n"
-    more = [f"- and {len(found) - SHOWN} more: claims.csv"] if len(found) > SHOWN else []
-    return "\n".join([head, *(f"- {line}" for line in found[:SHOWN]), *more])
+def _reasons(missing: Missing) -> str:
+    head = f"### {missing.name}: missing from {missing.num_claims} claims\n"
+    num_more = len(missing.lines) - SHOWN
+    more = [f"- and {num_more} more: claims.csv"] if num_more > 0 else []
+    return "\n".join([head, *(f"- {line}" for line in missing.lines[:SHOWN]), *more])

@@ -19,7 +19,7 @@ def learning_rates_interior(study: Study, profile: Profile) -> Condition:
     """At this budget the variant was trained at several learning rates, and the best of them is
     never the smallest or the largest. A run that diverged counts as an infinite loss.
     """
-    cells = _by_learning_rate(study, profile.variant, profile.budget)
+    cells = losses_by_learning_rate(study, profile.variant, profile.budget)
     tried = {size: found for size, found in cells.items() if len(found) >= MIN_LEARNING_RATES}
     if not tried:
         rates = ", ".join(
@@ -28,7 +28,7 @@ def learning_rates_interior(study: Study, profile: Profile) -> Condition:
         why = f"fewer than {MIN_LEARNING_RATES} learning rates per size ({rates or 'none known'})"
         steps = _other_rates(study, profile, cells.get(profile.best_size, {}))
         return Condition(Status.UNKNOWN, f"{profile.variant}: {why}", steps)
-    ends = [size for size, found in tried.items() if _best_at_an_end(found)]
+    ends = [size for size, found in tried.items() if best_at_an_end(found)]
     if not ends:
         return Condition(Status.MET, f"{profile.variant}: interior at {', '.join(sorted(tried))}")
     why = f"the best learning rate of {', '.join(sorted(ends))} is at an end of those tried"
@@ -36,7 +36,9 @@ def learning_rates_interior(study: Study, profile: Profile) -> Condition:
     return Condition(Status.NOT_MET, f"{profile.variant}: {why}", steps)
 
 
-def _by_learning_rate(study: Study, variant: str, budget: float) -> dict[str, dict[float, float]]:
+def losses_by_learning_rate(
+    study: Study, variant: str, budget: float
+) -> dict[str, dict[float, float]]:
     """Mean loss by size and learning rate, whether or not the isoFLOP fit may use the runs; models
     of other parameter counts are other variants under one label.
     """
@@ -63,7 +65,8 @@ def _means(found: dict[float, dict[Any, float]]) -> dict[float, float]:
     }
 
 
-def _best_at_an_end(found: dict[float, float]) -> bool:
+def best_at_an_end(found: dict[float, float]) -> bool:
+    """Whether the rate of the lowest loss is the smallest or the largest of those tried."""
     rates = sorted(found)
     return min(rates, key=found.__getitem__) in (rates[0], rates[-1])
 
@@ -109,5 +112,5 @@ def equal_tuning(study: Study, variants: Sequence[str]) -> Condition:
 
 def _num_tried(study: Study, variant: str) -> int:
     budgets = [p.budget for p in study.fit.profiles if p.variant == variant]
-    cells = [_by_learning_rate(study, variant, budget) for budget in budgets]
+    cells = [losses_by_learning_rate(study, variant, budget) for budget in budgets]
     return sum(len(found) - 1 for cell in cells for found in cell.values())
