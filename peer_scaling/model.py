@@ -10,7 +10,7 @@ Shape suffixes: B batch, T time, D model width, A width of one head, V vocabular
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,15 +207,11 @@ class Decoder(nn.Module):
     @property
     def swapped(self) -> FFW:
         """The feed-forward that is the variant's."""
-        block = self.blocks[self.config.swapped_block]
-        assert isinstance(block, Block)
-        return block.ffw
+        return cast(Block, self.blocks[self.config.swapped_block]).ffw
 
     def _embed(self, tokens_BT: Tensor) -> Tensor:
         x_BTD = functional.embedding(tokens_BT, self.embedding_VD)
-        if self.config.normalize_embeddings:
-            return rms_norm(x_BTD, None, NORM_EPS)
-        return x_BTD
+        return rms_norm(x_BTD, None, NORM_EPS) if self.config.normalize_embeddings else x_BTD
 
     def optim_groups(self) -> list[ParamGroup]:
         """Every parameter once: matrices decay; norms, biases and vocabulary tables do not."""
