@@ -1,0 +1,297 @@
+"""The causality gate: does a model see what it is to predict, or what is none of its business?
+
+Asked of the real model and the real loss as a black box: tokens are changed, and what must not
+depend on them is compared bit by bit. The same shapes throughout, so that equal inputs are computed
+alike. Where bits differ, the question is put again in float64: rounding shrinks with it, a leak
+does not. A gradient from a prefix to what comes after it finds leaks too small to change a bit.
+
+Prefixes follow a test of nanochat's (pull request 845), the gradient form one of levanter's; both
+look at sequences of their own in eval mode, and not at the batch, training mode or labels.
+
+Shape suffixes: B sequences, T time (the model's inputs), V vocabulary, D model width.
+"""
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from peer_scaling.distributed import ALONE, World
+from peer_scaling.kernels.cross_entropy import cross_entropy_sum
+from peer_scaling.parallel import Losses
+from peer_scaling.probing import Embedded, Probe, constant, in_float64, set_mode, untouched
+
+LATER, OTHERS, ORDER, LABELS, DOCUMENT = (
+    "later tokens",
+    "other sequences",
+    "order of sequences",
+    "labels",
+    "earlier document",
+)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Something that a prediction depends on and must not."""
+
+    kind: str
+    """What it sees: one of the five names above."""
+    place: str
+    """Where that was found."""
+    size: float
+    unit: str = "logits"
+    """Of `size`: `logits` (the largest change of one), `nats per token` of the loss, or `nats per
+    unit of an embedding`."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.place} ({self.size:.2g} {self.unit})"
+
+
+@dataclass(frozen=True)
+class CausalityReport:
+    """Result of `probe`."""
+
+    leaks: tuple[Leak, ...]
+    """In evaluation, and those in training that are not the batch's doing."""
+    batch_coupled: bool
+    """Whether, in training, a token's output depends on other sequences: no leak, but a fact."""
+    seconds: float
+
+    @property
+    def reason(self) -> str | None:
+        """All leaks on one line; None if there are none."""
+        return "leak: " + "; ".join(map(str, self.leaks)) if self.leaks else None
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as equal."""
+
+    relative: float
+    """Of hidden states and gradients, in units of their largest number."""
+    nats: float
+    """Of the mean loss per token, which is summed in another order here."""
+
+
+BITS = Tolerance(0.0, 1e-5)
+DOUBLE = Tolerance(1e-12, 1e-9)
+COARSE = Tolerance(1e-4, 1e-4)
+"""On devices without float64."""
+ROUNDING = 1e-5
+"""Relative to the largest number; a batch that is coupled in training is off by more."""
+
+
+class Moved(NamedTuple):
+    """The place where outputs that must be equal differ most."""
+
+    sequence: int
+    time: int
+    size: float
+    """Largest change of a logit there."""
+
+
+def probe(
+    losses: Losses,
+    vocab_size: int,
+    context: int,
+    device: torch.device,
+    *,
+    world: World = ALONE,
+    document_end: int | None = None,
+    compiled: bool = False,
+) -> CausalityReport:
+    """Look for leaks in a model and its loss, which are left as they were to the bit.
+
+    Args:
+        losses: the model with what makes inputs and targets; not one that FSDP has in parts.
+        vocab_size: tokens are drawn from [0, V), V at least 2, by a private generator.
+        context: the longest input that the model takes.
+        device: the model's.
+        world: the ranks that call this together, all with the whole model.
+        document_end: the token behind which the model must not see what came before it; None for a
+            model that sees across documents, as ours do.
+        compiled: whether the model is; its uncompiled code is probed.
+    """
+    began = time.perf_counter()
+    tokens = Probe.draw(vocab_size, context, device, document_end)
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with untouched(losses), eager, torch.no_grad():
+        found = _Search(losses, tokens, BITS, world).run()
+        if world.any(bool(found.leaks)):
+            tolerance = DOUBLE if device.type in ("cpu", "cuda") else COARSE
+            with in_float64(losses) if tolerance is DOUBLE else nullcontext():
+                found = _Search(losses, tokens, tolerance, world).run()
+    return CausalityReport(found.leaks, found.batch_coupled, time.perf_counter() - began)
+
+
+class Seen(NamedTuple):
+    """One forward pass, as the model and the loss made it."""
+
+    inputs_BT: Tensor
+    hidden_BTD: Tensor
+    head_VD: Tensor
+    loss: float
+    """Summed cross-entropy, nats."""
+
+
+class Findings(NamedTuple):
+    """Of one search."""
+
+    leaks: tuple[Leak, ...]
+    batch_coupled: bool
+
+
+@final
+class _Search:
+    """All perturbations at one precision. Every rank makes the same forward passes."""
+
+    def __init__(self, losses: Losses, tokens: Probe, tolerance: Tolerance, world: World) -> None:
+        self._losses, self._probe, self._world = losses, tokens, world
+        self._tolerance = tolerance
+        self._spread = 0.0
+        self._even_B = tokens.rows_B % 2 == 0
+
+    def run(self) -> Findings:
+        """In evaluation and in training mode."""
+        set_mode(self._losses, training=False)
+        base = self._see(self._probe.tokens_BT)
+        if base.hidden_BTD.device.type != "cpu":  # whose sums may have several orders
+            again = self._see(self._probe.tokens_BT)
+            self._spread = float((again.hidden_BTD - base.hidden_BTD).abs().max())
+        leaks = [*self._batch_leaks(base), *self._label_leaks(base)]
+        if not any(leak.kind == LATER for leak in leaks):
+            leaks += self._gradient_leaks()
+        if self._probe.document_end is not None:
+            leaks += self._document_leaks()
+        coupled, later = self._in_training()
+        return Findings((*leaks, *(later if not leaks else ())), coupled)
+
+    def _in_training(self) -> tuple[bool, list[Leak]]:
+        """Whether the batch is coupled; if not, whether a prefix sees what comes after it."""
+        set_mode(self._losses, training=True)
+        base = self._see(self._probe.tokens_BT)
+        others = self._other_half(base, max(self._tolerance.relative, ROUNDING))
+        if others:
+            return True, []
+        later = self._moved(base, self._see(self._probe.other_suffixes()), self._probe.inside_BT)
+        return False, [self._later(later, " in training")] if later else []
+
+    def _see(self, tokens_BT: Tensor) -> Seen:
+        calls: list[tuple[Tensor, Any]] = []
+        watch = lambda _, inputs, output: calls.append((inputs[0], output))  # noqa: E731
+        handle = self._losses.model.register_forward_hook(watch)
+        try:
+            output = self._losses(tokens_BT)
+        finally:
+            handle.remove()
+        inputs_BT, decoded = calls[-1]
+        loss = float(output.cross_entropy_sum.detach())
+        return Seen(inputs_BT, decoded.hidden_BTD, decoded.head_VD.detach(), loss)
+
+    def _moved(
+        self, base: Seen, changed: Seen, equal_BT: Tensor, relative: float | None = None
+    ) -> Moved | None:
+        """Where outputs differ most that must be equal; all ranks learn of it if one finds any."""
+        before, after = base.hidden_BTD, changed.hidden_BTD
+        change_BTD = torch.where(before.isnan() & after.isnan(), 0.0, (after - before).abs())
+        change_BT = change_BTD.nan_to_num(torch.inf).amax(-1).where(equal_BT, 0.0)
+        relative = self._tolerance.relative if relative is None else relative
+        limit = max(self._spread, relative * float(before.abs().max()))
+        sequence, at = divmod(int(change_BT.argmax()), change_BT.shape[1])
+        if not self._world.any(bool(change_BT[sequence, at] > limit)):
+            return None
+        change_D = (after - before)[sequence, at]
+        return Moved(sequence, at, float(functional.linear(change_D, base.head_VD).abs().max()))
+
+    def _other_half(self, base: Seen, relative: float | None = None) -> Moved | None:
+        """What every other sequence does to those between."""
+        changed = self._see(self._probe.other_sequences(self._even_B))
+        return self._moved(base, changed, ~self._even_B[:, None], relative)
+
+    def _batch_leaks(self, base: Seen) -> list[Leak]:
+        probe = self._probe
+        later = self._moved(base, self._see(probe.other_suffixes()), probe.inside_BT)
+        others = self._other_half(base)
+        rolled = self._see(probe.tokens_BT.roll(1, 0))
+        back = rolled._replace(hidden_BTD=rolled.hidden_BTD.roll(-1, 0))
+        order = self._moved(base, back, torch.ones_like(probe.inside_BT))
+        if later and (others or order) and self._tolerance is not BITS:  # whose suffix was it?
+            later, others = self._own_suffixes(base), others or later
+        leaks = [self._later(later)] if later else []
+        if others:
+            place = f"output {others.time + 1} of sequence {others.sequence + 1} follows them"
+            leaks.append(Leak(OTHERS, place, others.size))
+        if order:
+            leaks.append(Leak(ORDER, f"output {order.time + 1} follows it", order.size))
+        return leaks
+
+    def _own_suffixes(self, base: Seen) -> Moved | None:
+        """What the suffix of one sequence, changed alone, does to its prefix."""
+        found = []
+        for row in self._probe.rows_B:
+            own_B = self._probe.rows_B == row
+            changed = self._see(self._probe.other_suffixes(own_B))
+            found.append(self._moved(base, changed, self._probe.inside_BT & own_B[:, None]))
+        return _largest(found)
+
+    def _later(self, moved: Moved, when: str = "") -> Leak:
+        prefix = int(self._probe.prefix_B[moved.sequence])
+        place = f"output {moved.time + 1} sees tokens behind the first {prefix}{when}"
+        return Leak(LATER, place, moved.size)
+
+    def _label_leaks(self, base: Seen) -> list[Leak]:
+        """The loss must be that of the next tokens, given all up to each."""
+        tokens_BT = self._probe.tokens_BT
+        if torch.equal(base.inputs_BT, tokens_BT[:, 1:]):
+            return [Leak(LABELS, "the model is given the tokens it is to predict", torch.inf)]
+        hidden_MD, target_M = base.hidden_BTD.flatten(0, 1), tokens_BT[:, 1:].flatten()
+        right = float(cross_entropy_sum(hidden_MD, base.head_VD, target_M))
+        error = abs(base.loss - right) / len(target_M)
+        if not self._world.any(error > self._tolerance.nats):
+            return []
+        own = float(cross_entropy_sum(hidden_MD, base.head_VD, base.inputs_BT.flatten()))
+        shifted = abs(base.loss - own) < abs(base.loss - right) / 1e3
+        told = "the model's own inputs" if shifted else "not the next tokens"
+        return [Leak(LABELS, f"the targets are {told}", error, "nats per token")]
+
+    def _gradient_leaks(self) -> list[Leak]:
+        """The loss within the prefixes must have no derivative in embeddings behind them."""
+        inside_BT = self._probe.inside_BT
+        with torch.enable_grad(), constant(self._losses), Embedded(inside_BT.shape) as embedded:
+            seen = self._see(self._probe.tokens_BT)
+            targets_M = self._probe.tokens_BT[:, 1:][inside_BT]
+            loss = cross_entropy_sum(seen.hidden_BTD[inside_BT], seen.head_VD, targets_M)
+        for grad_BTD in torch.autograd.grad(loss, embedded.leaves, allow_unused=True):
+            if grad_BTD is None:
+                continue
+            size_BT = grad_BTD.abs().amax(-1)
+            behind_BT = size_BT.where(~inside_BT, 0.0)
+            sequence, at = divmod(int(behind_BT.argmax()), behind_BT.shape[1])
+            limit = self._tolerance.relative * float(size_BT.max())
+            if self._world.any(bool(behind_BT[sequence, at] > limit)):
+                prefix = int(self._probe.prefix_B[sequence])
+                place = f"the loss of the first {prefix} tokens has a derivative in token {at + 1}"
+                size = float(behind_BT[sequence, at])
+                return [Leak(LATER, place, size, "nats per unit of an embedding")]
+        return []
+
+    def _document_leaks(self) -> list[Leak]:
+        """Behind the end of a document, nothing may depend on what was before it."""
+        tokens_BT, changed_BT = self._probe.documents()
+        time_T = torch.arange(tokens_BT.shape[1] - 1, device=tokens_BT.device)
+        behind_BT = time_T > self._probe.prefix_B[:, None]
+        moved = self._moved(self._see(tokens_BT), self._see(changed_BT), behind_BT)
+        if moved is None:
+            return []
+        distance = moved.time - int(self._probe.prefix_B[moved.sequence])
+        place = f"output {distance} of a document sees the one before"
+        return [Leak(DOCUMENT, place, moved.size)]
+
+
+def _largest(found: Iterable[Moved | None]) -> Moved | None:
+    return max((moved for moved in found if moved), key=lambda moved: moved.size, default=None)
