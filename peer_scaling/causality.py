@@ -12,10 +12,9 @@ Shape suffixes: B sequences, T time (the model's inputs), V vocabulary, D model 
 """
 
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -24,7 +23,16 @@ from torch.nn import functional
 from peer_scaling.distributed import ALONE, World
 from peer_scaling.kernels.cross_entropy import cross_entropy_sum
 from peer_scaling.parallel import Losses
-from peer_scaling.probing import Embedded, Probe, constant, in_float64, set_mode, untouched
+from peer_scaling.probing import (
+    Embedded,
+    Probe,
+    Seen,
+    constant,
+    in_float64,
+    see,
+    set_mode,
+    untouched,
+)
 
 LATER, OTHERS, ORDER, LABELS, DOCUMENT = (
     "later tokens",
@@ -121,77 +129,82 @@ def probe(
     tokens = Probe.draw(vocab_size, context, device, document_end)
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     with untouched(losses), eager, torch.no_grad():
-        found = _Search(losses, tokens, BITS, world).run()
-        if world.any(bool(found.leaks)):
+        search, leaks = _Search(losses, tokens, BITS, world), ()
+        clean = search.is_clean()
+        coupled, later = search.in_training()
+        if later or not clean:
             tolerance = DOUBLE if device.type in ("cpu", "cuda") else COARSE
             with in_float64(losses) if tolerance is DOUBLE else nullcontext():
-                found = _Search(losses, tokens, tolerance, world).run()
-    return CausalityReport(found.leaks, found.batch_coupled, time.perf_counter() - began)
-
-
-class Seen(NamedTuple):
-    """One forward pass, as the model and the loss made it."""
-
-    inputs_BT: Tensor
-    hidden_BTD: Tensor
-    head_VD: Tensor
-    loss: float
-    """Summed cross-entropy, nats."""
-
-
-class Findings(NamedTuple):
-    """Of one search."""
-
-    leaks: tuple[Leak, ...]
-    batch_coupled: bool
+                leaks = tuple(_Search(losses, tokens, tolerance, world).leaks())
+    return CausalityReport(leaks, coupled, time.perf_counter() - began)
 
 
 @final
 class _Search:
-    """All perturbations at one precision. Every rank makes the same forward passes."""
+    """Perturbations at one precision. Every rank of several makes the same forward passes."""
 
     def __init__(self, losses: Losses, tokens: Probe, tolerance: Tolerance, world: World) -> None:
         self._losses, self._probe, self._world = losses, tokens, world
-        self._tolerance = tolerance
-        self._spread = 0.0
+        self._tolerance, self._spread = tolerance, 0.0
         self._even_B = tokens.rows_B % 2 == 0
 
-    def run(self) -> Findings:
-        """In evaluation and in training mode."""
-        set_mode(self._losses, training=False)
-        base = self._see(self._probe.tokens_BT)
-        if base.hidden_BTD.device.type != "cpu":  # whose sums may have several orders
-            again = self._see(self._probe.tokens_BT)
-            self._spread = float((again.hidden_BTD - base.hidden_BTD).abs().max())
-        leaks = [*self._batch_leaks(base), *self._label_leaks(base)]
-        if not any(leak.kind == LATER for leak in leaks):
-            leaks += self._gradient_leaks()
-        if self._probe.document_end is not None:
-            leaks += self._document_leaks()
-        coupled, later = self._in_training()
-        return Findings((*leaks, *(later if not leaks else ())), coupled)
+    def is_clean(self) -> bool:
+        """Whether everything at once moves nothing: suffixes, other sequences and their order. In
+        evaluation; says not what it was.
+        """
+        base, gradient_leak = self._base()
+        return not (
+            gradient_leak
+            or self._moved_by_all(base, self._even_B)
+            or self._moved_by_all(base, ~self._even_B)
+            or self._label_leaks(base)
+            or self._document_leaks()
+        )
 
-    def _in_training(self) -> tuple[bool, list[Leak]]:
+    def leaks(self) -> list[Leak]:
+        """One perturbation at a time, to name what is found."""
+        base, gradient_leak = self._base()
+        found = self._batch_leaks(base)
+        if gradient_leak and not any(leak.kind == LATER for leak in found):
+            found.append(gradient_leak)
+        found += [*self._label_leaks(base), *self._document_leaks()]
+        if not found and (moved := self._moved_by_all(base, self._even_B)):
+            found.append(self._from_others(moved))
+        if not found and (later := self.in_training()[1]):
+            found.append(later)
+        return found
+
+    def in_training(self) -> tuple[bool, Leak | None]:
         """Whether the batch is coupled; if not, whether a prefix sees what comes after it."""
         set_mode(self._losses, training=True)
         base = self._see(self._probe.tokens_BT)
-        others = self._other_half(base, max(self._tolerance.relative, ROUNDING))
-        if others:
-            return True, []
-        later = self._moved(base, self._see(self._probe.other_suffixes()), self._probe.inside_BT)
-        return False, [self._later(later, " in training")] if later else []
+        if not self._moved_by_all(base, self._even_B):
+            return False, None
+        if self._moved_by_others(base, max(self._tolerance.relative, ROUNDING)):
+            return True, None
+        later = self._moved_by_suffixes(base)
+        return False, self._later(later, " in training") if later else None
+
+    def _base(self) -> tuple[Seen, Leak | None]:
+        """What is compared with; the loss within the prefixes must have no derivative in embeddings
+        behind them.
+        """
+        set_mode(self._losses, training=False)
+        inside_BT = self._probe.inside_BT
+        with torch.enable_grad(), constant(self._losses), Embedded(inside_BT.shape) as embedded:
+            seen = self._see(self._probe.tokens_BT)
+            targets_M = self._probe.tokens_BT[:, 1:][inside_BT]
+            loss = cross_entropy_sum(seen.hidden_BTD[inside_BT], seen.head_VD, targets_M)
+        seen = seen._replace(hidden_BTD=seen.hidden_BTD.detach())
+        if seen.hidden_BTD.device.type != "cpu":  # whose sums may have several orders
+            again_BTD = self._see(self._probe.tokens_BT).hidden_BTD
+            self._spread = float((again_BTD - seen.hidden_BTD).abs().max())
+        grads = torch.autograd.grad(loss, embedded.leaves) if loss.requires_grad else ()
+        leaks = [leak for grad_BTD in grads if (leak := self._gradient_leak(grad_BTD))]
+        return seen, leaks[0] if leaks else None
 
     def _see(self, tokens_BT: Tensor) -> Seen:
-        calls: list[tuple[Tensor, Any]] = []
-        watch = lambda _, inputs, output: calls.append((inputs[0], output))  # noqa: E731
-        handle = self._losses.model.register_forward_hook(watch)
-        try:
-            output = self._losses(tokens_BT)
-        finally:
-            handle.remove()
-        inputs_BT, decoded = calls[-1]
-        loss = float(output.cross_entropy_sum.detach())
-        return Seen(inputs_BT, decoded.hidden_BTD, decoded.head_VD.detach(), loss)
+        return see(self._losses, tokens_BT)
 
     def _moved(
         self, base: Seen, changed: Seen, equal_BT: Tensor, relative: float | None = None
@@ -208,41 +221,66 @@ class _Search:
         change_D = (after - before)[sequence, at]
         return Moved(sequence, at, float(functional.linear(change_D, base.head_VD).abs().max()))
 
-    def _other_half(self, base: Seen, relative: float | None = None) -> Moved | None:
+    def _moved_by_all(self, base: Seen, half_B: Tensor) -> Moved | None:
+        """Half of the sequences are others, the rest have other suffixes, and all change places."""
+        tokens_BT = torch.where(half_B[:, None], self._probe.other_BT, self._probe.other_suffixes())
+        return self._moved_by_order(base, tokens_BT, self._probe.inside_BT & ~half_B[:, None])
+
+    def _moved_by_order(self, base: Seen, tokens_BT: Tensor, equal_BT: Tensor) -> Moved | None:
+        rolled = self._see(tokens_BT.roll(1, 0))
+        back = rolled._replace(hidden_BTD=rolled.hidden_BTD.roll(-1, 0))
+        return self._moved(base, back, equal_BT)
+
+    def _moved_by_suffixes(self, base: Seen) -> Moved | None:
+        changed = self._see(self._probe.other_suffixes())
+        return self._moved(base, changed, self._probe.inside_BT)
+
+    def _moved_by_others(self, base: Seen, relative: float | None = None) -> Moved | None:
         """What every other sequence does to those between."""
         changed = self._see(self._probe.other_sequences(self._even_B))
         return self._moved(base, changed, ~self._even_B[:, None], relative)
 
-    def _batch_leaks(self, base: Seen) -> list[Leak]:
-        probe = self._probe
-        later = self._moved(base, self._see(probe.other_suffixes()), probe.inside_BT)
-        others = self._other_half(base)
-        rolled = self._see(probe.tokens_BT.roll(1, 0))
-        back = rolled._replace(hidden_BTD=rolled.hidden_BTD.roll(-1, 0))
-        order = self._moved(base, back, torch.ones_like(probe.inside_BT))
-        if later and (others or order) and self._tolerance is not BITS:  # whose suffix was it?
-            later, others = self._own_suffixes(base), others or later
-        leaks = [self._later(later)] if later else []
-        if others:
-            place = f"output {others.time + 1} of sequence {others.sequence + 1} follows them"
-            leaks.append(Leak(OTHERS, place, others.size))
-        if order:
-            leaks.append(Leak(ORDER, f"output {order.time + 1} follows it", order.size))
-        return leaks
-
-    def _own_suffixes(self, base: Seen) -> Moved | None:
-        """What the suffix of one sequence, changed alone, does to its prefix."""
-        found = []
+    def _moved_by_own_suffix(self, base: Seen) -> Moved | None:
+        """What the suffix of one sequence, changed alone, does to its prefix: the first found."""
         for row in self._probe.rows_B:
             own_B = self._probe.rows_B == row
             changed = self._see(self._probe.other_suffixes(own_B))
-            found.append(self._moved(base, changed, self._probe.inside_BT & own_B[:, None]))
-        return _largest(found)
+            moved = self._moved(base, changed, self._probe.inside_BT & own_B[:, None])
+            if moved:
+                return moved
+        return None
+
+    def _batch_leaks(self, base: Seen) -> list[Leak]:
+        later, others = self._moved_by_suffixes(base), self._moved_by_others(base)
+        everywhere_BT = torch.ones_like(self._probe.inside_BT)
+        order = self._moved_by_order(base, self._probe.tokens_BT, everywhere_BT)
+        if later and (others or order):  # whose suffix was it?
+            later, others = self._moved_by_own_suffix(base), others or later
+        found = [self._later(later)] if later else []
+        found += [self._from_others(others)] if others else []
+        if order:
+            found.append(Leak(ORDER, f"output {order.time + 1} follows it", order.size))
+        return found
 
     def _later(self, moved: Moved, when: str = "") -> Leak:
         prefix = int(self._probe.prefix_B[moved.sequence])
         place = f"output {moved.time + 1} sees tokens behind the first {prefix}{when}"
         return Leak(LATER, place, moved.size)
+
+    def _from_others(self, moved: Moved) -> Leak:
+        place = f"output {moved.time + 1} of sequence {moved.sequence + 1} follows them"
+        return Leak(OTHERS, place, moved.size)
+
+    def _gradient_leak(self, grad_BTD: Tensor) -> Leak | None:
+        size_BT = grad_BTD.abs().amax(-1)
+        behind_BT = size_BT.where(~self._probe.inside_BT, 0.0)
+        sequence, at = divmod(int(behind_BT.argmax()), behind_BT.shape[1])
+        limit = self._tolerance.relative * float(size_BT.max())
+        if not self._world.any(bool(behind_BT[sequence, at] > limit)):
+            return None
+        prefix = int(self._probe.prefix_B[sequence])
+        place = f"the loss of the first {prefix} tokens has a derivative in token {at + 1}"
+        return Leak(LATER, place, float(behind_BT[sequence, at]), "nats per unit of an embedding")
 
     def _label_leaks(self, base: Seen) -> list[Leak]:
         """The loss must be that of the next tokens, given all up to each."""
@@ -259,29 +297,10 @@ class _Search:
         told = "the model's own inputs" if shifted else "not the next tokens"
         return [Leak(LABELS, f"the targets are {told}", error, "nats per token")]
 
-    def _gradient_leaks(self) -> list[Leak]:
-        """The loss within the prefixes must have no derivative in embeddings behind them."""
-        inside_BT = self._probe.inside_BT
-        with torch.enable_grad(), constant(self._losses), Embedded(inside_BT.shape) as embedded:
-            seen = self._see(self._probe.tokens_BT)
-            targets_M = self._probe.tokens_BT[:, 1:][inside_BT]
-            loss = cross_entropy_sum(seen.hidden_BTD[inside_BT], seen.head_VD, targets_M)
-        for grad_BTD in torch.autograd.grad(loss, embedded.leaves, allow_unused=True):
-            if grad_BTD is None:
-                continue
-            size_BT = grad_BTD.abs().amax(-1)
-            behind_BT = size_BT.where(~inside_BT, 0.0)
-            sequence, at = divmod(int(behind_BT.argmax()), behind_BT.shape[1])
-            limit = self._tolerance.relative * float(size_BT.max())
-            if self._world.any(bool(behind_BT[sequence, at] > limit)):
-                prefix = int(self._probe.prefix_B[sequence])
-                place = f"the loss of the first {prefix} tokens has a derivative in token {at + 1}"
-                size = float(behind_BT[sequence, at])
-                return [Leak(LATER, place, size, "nats per unit of an embedding")]
-        return []
-
     def _document_leaks(self) -> list[Leak]:
         """Behind the end of a document, nothing may depend on what was before it."""
+        if self._probe.document_end is None:
+            return []
         tokens_BT, changed_BT = self._probe.documents()
         time_T = torch.arange(tokens_BT.shape[1] - 1, device=tokens_BT.device)
         behind_BT = time_T > self._probe.prefix_B[:, None]
@@ -291,7 +310,3 @@ class _Search:
         distance = moved.time - int(self._probe.prefix_B[moved.sequence])
         place = f"output {distance} of a document sees the one before"
         return [Leak(DOCUMENT, place, moved.size)]
-
-
-def _largest(found: Iterable[Moved | None]) -> Moved | None:
-    return max((moved for moved in found if moved), key=lambda moved: moved.size, default=None)

@@ -1,20 +1,22 @@
 """What a probe of a model is made with: tokens and others in their place, and contexts that leave
 the model as it was, to the bit.
 
-Shape suffixes: B sequences, T time (the model's inputs).
+Shape suffixes: B sequences, T time (the model's inputs), V vocabulary, D model
+width.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from peer_scaling.parallel import Losses
 from peer_scaling.rng import capture_rng, restore_rng
 
 PREFIXES = (1, 3, 7, 15, 16, 17, 31, 32, 33, 63, 64)
@@ -83,6 +85,31 @@ class Probe:
     @property
     def _time_T(self) -> Tensor:
         return torch.arange(self.tokens_BT.shape[1], device=self.tokens_BT.device)
+
+
+class Seen(NamedTuple):
+    """One forward pass, as the model and the loss made it."""
+
+    inputs_BT: Tensor
+    """int64: what the model was given."""
+    hidden_BTD: Tensor
+    head_VD: Tensor
+    """Detached."""
+    loss: float
+    """Summed cross-entropy, nats."""
+
+
+def see(losses: Losses, tokens_BT: Tensor) -> Seen:
+    """A forward pass of (B, T + 1) tokens, and what went through the model in it."""
+    calls: list[tuple[Tensor, Any]] = []
+    watch = lambda _, inputs, output: calls.append((inputs[0], output))  # noqa: E731
+    handle = losses.model.register_forward_hook(watch)
+    try:
+        loss = losses(tokens_BT).cross_entropy_sum
+    finally:
+        handle.remove()
+    inputs_BT, output = calls[-1]
+    return Seen(inputs_BT, output.hidden_BTD, output.head_VD.detach(), float(loss.detach()))
 
 
 class Embedded(TorchFunctionMode):

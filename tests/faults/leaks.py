@@ -1,7 +1,5 @@
 """Leaks that are planted in small decoders, each as somebody might build it by mistake."""
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,7 +11,7 @@ from peer_scaling.ffw.moe import MoE
 from peer_scaling.ffw.peer import PEER
 from peer_scaling.ffw.pkm import PKM
 from peer_scaling.model import DecoderConfig, build_model
-from peer_scaling.parallel import LossOutput, Losses
+from peer_scaling.parallel import Losses, LossOutput
 
 VOCAB, CONTEXT, END = 64, 72, 0
 SHAPE = DecoderConfig(d_model=16, num_layers=2, num_heads=2)

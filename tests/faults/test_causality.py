@@ -1,13 +1,10 @@
 """F37: planted leaks are found and named, clean models are left alone."""
 
-import time
-
 import pytest
 import torch
 
 import leaks
 from peer_scaling.causality import probe
-from scorecard import report
 
 SEEDS = range(5)
 CPU = torch.device("cpu")
