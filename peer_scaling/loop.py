@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 
 from peer_scaling import machine
+from peer_scaling.causality import NOT_RUN
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.display import Progress, run_name
 from peer_scaling.distributed import ALONE, World
@@ -38,7 +39,8 @@ def train(
     stop: StopFlag,
     world: World = ALONE,
 ) -> dict[str, Any]:
-    """Train the model of a planned run, from its newest checkpoint if it has one; evaluate it.
+    """Train the model of a planned run, from its newest checkpoint if it has one; evaluate it, and
+    probe what it sees.
 
     Args:
         planned: what to train.
@@ -48,7 +50,8 @@ def train(
         world: the ranks that train it together.
 
     Returns:
-        The fields of the record that only training determines.
+        The fields of the record that only training determines; `causality_gate`, what the gate
+        found in a word, and `leak`, why the numbers must not be used, or None.
 
     Raises:
         DivergedError: loss or gradient norm is not finite, or the loss rose and stayed up.
@@ -69,6 +72,8 @@ def train(
         History(planned, tracker, progress, earlier, world) as history,
     ):
         evaluation = Loop(planned, corpus, stepper, saver, history, course, stop).run()
+    peak_memory = machine.peak_memory_bytes(device)
+    report = stepper.probe()
     if run.settings.save_model:
         save_weights(state.model, planned.folder, world)
     digest = state.digest()
@@ -81,7 +86,9 @@ def train(
         "expert_usage": evaluation.expert_usage,
         "expert_unevenness": evaluation.expert_unevenness,
         "state_digest": digest,
-        "peak_memory_bytes": machine.peak_memory_bytes(device),
+        "peak_memory_bytes": peak_memory,
+        "causality_gate": report.outcome(run.ffw.causal) if report else NOT_RUN,
+        "leak": world.first(lambda: report and report.reason(run.ffw.causal)),
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from peer_scaling.adamw import AdamW, clip_gradients
+from peer_scaling.causality import CausalityReport, probe
 from peer_scaling.data import Corpus, Windows
 from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import Evaluation, evaluate, num_batches
@@ -115,6 +116,20 @@ class Stepper:
         autocast = self._autocast()
         losses, world = self._parallel.losses, self.world
         return evaluate(losses, windows, batches, size, self._device, autocast, check, world)
+
+    def probe(self) -> CausalityReport | None:
+        """Whether the model sees what it must not; None if no rank has the whole of it."""
+        losses, data = self._parallel.whole, self._run.data
+        if losses is None:
+            return None
+        return probe(
+            losses,
+            data.tokenizer.vocab_size,
+            data.context,
+            self._device,
+            world=self.world,
+            compiled=self._run.settings.compile,
+        )
 
     def _backward(self, tokens_BT: torch.Tensor, share: float) -> torch.Tensor:
         """Accumulate the gradient of `share` of the step's mean loss; the summed cross-entropy."""

@@ -4,17 +4,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from peer_scaling.causality import DOCUMENT, LABELS, LATER, ORDER, OTHERS
 from peer_scaling.ffw.base import FFWOutput
 from peer_scaling.ffw.dense import Dense
 from peer_scaling.ffw.moe import MoE
 from peer_scaling.ffw.peer import PEER
 from peer_scaling.ffw.pkm import PKM
+from peer_scaling.leaks import DOCUMENT, LABELS, LATER, ORDER, OTHERS
 from peer_scaling.model import DecoderConfig, build_model
 from peer_scaling.parallel import Losses, LossOutput
 
-VOCAB, CONTEXT, END = 64, 72, 0
-SHAPE = DecoderConfig(d_model=16, num_layers=2, num_heads=2)
+VOCAB, CONTEXT, END = 64, 64, 0
+SHAPE = DecoderConfig(d_model=16, num_layers=2, num_heads=1)
 TABLE = {"num_experts": 64, "num_heads": 2, "experts_per_head": 4, "key_dim": 8}
 CLEAN = {
     "dense": Dense(),
