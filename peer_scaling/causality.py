@@ -29,8 +29,9 @@ class CausalityReport:
 
     leaks: tuple[Leak, ...]
     """In evaluation, and one in training that is not the batch's doing."""
-    batch_coupled: bool
-    """Whether, in training, a token's output depends on other sequences: no leak, but a fact."""
+    batch_coupled: bool | None
+    """Whether, in training, a token's output depends on other sequences: no leak, but a fact. Not
+    asked of a model that leaks in evaluation."""
     seconds: float
 
     def reason(self, causal: bool) -> str | None:
@@ -73,11 +74,14 @@ def probe(
     tokens = Probe.draw(vocab_size, context, device, document_end)
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     with untouched(losses), eager, torch.no_grad():
-        search, leaks = Search(losses, tokens, BITS, world), ()
+        search, leaks, coupled, later = Search(losses, tokens, BITS, world), (), None, None
         clean = search.is_clean()
-        coupled, later = search.in_training()
+        if clean:
+            coupled, later = search.in_training()
         if later or not clean:
             tolerance = DOUBLE if device.type in ("cpu", "cuda") else COARSE
             with in_float64(losses) if tolerance is DOUBLE else nullcontext():
                 leaks = tuple(Search(losses, tokens, tolerance, world).leaks())
+        if not (clean or leaks):
+            coupled, later = search.in_training()
     return CausalityReport(leaks, coupled, time.perf_counter() - began)

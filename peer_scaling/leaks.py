@@ -68,6 +68,15 @@ class Moved(NamedTuple):
     """Largest change of a logit there."""
 
 
+class Graph(NamedTuple):
+    """A loss and what it came from."""
+
+    loss: Tensor
+    """Of the tokens within prefixes, nats."""
+    embedded: list[Tensor]
+    """(B, T, D) each."""
+
+
 @final
 class Search:
     """Perturbations at one precision. Every rank of several makes the same forward passes."""
@@ -75,29 +84,27 @@ class Search:
     def __init__(self, losses: Losses, tokens: Probe, tolerance: Tolerance, world: World) -> None:
         self._losses, self._probe, self._world = losses, tokens, world
         self._tolerance, self._spread = tolerance, 0.0
-        self._even_B = tokens.rows_B % 2 == 0
 
     def is_clean(self) -> bool:
         """Whether everything at once moves nothing: suffixes, other sequences and their order. In
         evaluation; says not what it was.
         """
-        base, gradient_leak = self._base()
+        base, graph = self._base()
         return not (
-            gradient_leak
-            or self._moved_by_all(base, self._even_B)
-            or self._moved_by_all(base, ~self._even_B)
+            self._moved_by_all(base)
             or self._label_leaks(base)
+            or self._gradient_leaks(graph)
             or self._document_leaks()
         )
 
     def leaks(self) -> list[Leak]:
         """One perturbation at a time, to name what is found."""
-        base, gradient_leak = self._base()
+        base, graph = self._base()
         found = self._batch_leaks(base)
-        if gradient_leak and not any(leak.kind == LATER for leak in found):
-            found.append(gradient_leak)
+        if not any(leak.kind == LATER for leak in found):
+            found += self._gradient_leaks(graph)
         found += [*self._label_leaks(base), *self._document_leaks()]
-        if not found and (moved := self._moved_by_all(base, self._even_B)):
+        if not found and (moved := self._moved_by_all(base)):
             found.append(self._from_others(moved))
         if not found and (later := self.in_training()[1]):
             found.append(later)
@@ -107,17 +114,15 @@ class Search:
         """Whether the batch is coupled; if not, whether a prefix sees what comes after it."""
         set_mode(self._losses, training=True)
         base = self._see(self._probe.tokens_BT)
-        if not self._moved_by_all(base, self._even_B):
+        if not self._moved_by_all(base):
             return False, None
         if self._moved_by_others(base, max(self._tolerance.relative, ROUNDING)):
             return True, None
         later = self._moved_by_suffixes(base)
         return False, self._later(later, " in training") if later else None
 
-    def _base(self) -> tuple[Seen, Leak | None]:
-        """What is compared with; the loss within the prefixes must have no derivative in embeddings
-        behind them.
-        """
+    def _base(self) -> tuple[Seen, Graph]:
+        """What is compared with, and how it came from the embeddings."""
         set_mode(self._losses, training=False)
         inside_BT = self._probe.inside_BT
         with torch.enable_grad(), constant(self._losses), Embedded(inside_BT.shape) as embedded:
@@ -128,9 +133,7 @@ class Search:
         if seen.hidden_BTD.device.type != "cpu":  # whose sums may have several orders
             again_BTD = self._see(self._probe.tokens_BT).hidden_BTD
             self._spread = float((again_BTD - seen.hidden_BTD).abs().max())
-        grads = torch.autograd.grad(loss, embedded.leaves) if loss.requires_grad else ()
-        leaks = [leak for grad_BTD in grads if (leak := self._gradient_leak(grad_BTD))]
-        return seen, leaks[0] if leaks else None
+        return seen, Graph(loss, embedded.leaves)
 
     def _see(self, tokens_BT: Tensor) -> Seen:
         return see(self._losses, tokens_BT)
@@ -150,10 +153,11 @@ class Search:
         change_D = (after - before)[sequence, at]
         return Moved(sequence, at, float(functional.linear(change_D, base.head_VD).abs().max()))
 
-    def _moved_by_all(self, base: Seen, half_B: Tensor) -> Moved | None:
-        """Half of the sequences are others, the rest have other suffixes, and all change places."""
-        tokens_BT = torch.where(half_B[:, None], self._probe.other_BT, self._probe.other_suffixes())
-        return self._moved_by_order(base, tokens_BT, self._probe.inside_BT & ~half_B[:, None])
+    def _moved_by_all(self, base: Seen) -> Moved | None:
+        """What other suffixes everywhere do to prefixes, all sequences in other places. That of the
+        sequence without a prefix is all of it.
+        """
+        return self._moved_by_order(base, self._probe.other_suffixes(), self._probe.inside_BT)
 
     def _moved_by_order(self, base: Seen, tokens_BT: Tensor, equal_BT: Tensor) -> Moved | None:
         rolled = self._see(tokens_BT.roll(1, 0))
@@ -166,15 +170,16 @@ class Search:
 
     def _moved_by_others(self, base: Seen, relative: float | None = None) -> Moved | None:
         """What every other sequence does to those between."""
-        changed = self._see(self._probe.other_sequences(self._even_B))
-        return self._moved(base, changed, ~self._even_B[:, None], relative)
+        even_B = torch.arange(len(base.hidden_BTD), device=base.hidden_BTD.device) % 2 == 0
+        changed = self._see(self._probe.other_sequences(even_B))
+        return self._moved(base, changed, ~even_B[:, None], relative)
 
     def _moved_by_own_suffix(self) -> Moved | None:
         """What the suffix of a sequence does to its prefix where there is no other: the first
         found. Among others it may matter too rarely to be seen.
         """
         inside_BT, other_BT = self._probe.inside_BT, self._probe.other_suffixes()
-        for row in range(len(inside_BT)):
+        for row in range(len(inside_BT) - 1, 0, -2):  # every other length
             own = slice(row, row + 1)
             base, changed = self._see(self._probe.tokens_BT[own]), self._see(other_BT[own])
             if moved := self._moved(base, changed, inside_BT[own]):
@@ -202,16 +207,21 @@ class Search:
         place = f"output {moved.time + 1} of sequence {moved.sequence + 1} follows them"
         return Leak(OTHERS, place, moved.size)
 
-    def _gradient_leak(self, grad_BTD: Tensor) -> Leak | None:
-        size_BT = grad_BTD.abs().amax(-1)
-        behind_BT = size_BT.where(~self._probe.inside_BT, 0.0)
-        sequence, at = divmod(int(behind_BT.argmax()), behind_BT.shape[1])
-        limit = self._tolerance.relative * float(size_BT.max())
-        if not self._world.any(bool(behind_BT[sequence, at] > limit)):
-            return None
-        prefix = int(self._probe.prefix_B[sequence])
-        place = f"the loss of the first {prefix} tokens has a derivative in token {at + 1}"
-        return Leak(LATER, place, float(behind_BT[sequence, at]), "nats per unit of an embedding")
+    def _gradient_leaks(self, graph: Graph) -> list[Leak]:
+        """The loss within prefixes must have no derivative in embeddings behind them."""
+        if not graph.loss.requires_grad:
+            return []
+        inside_BT, found = self._probe.inside_BT, []
+        for grad_BTD in torch.autograd.grad(graph.loss, graph.embedded):
+            size_BT = grad_BTD.abs().amax(-1)
+            behind_BT = size_BT.where(~inside_BT, 0.0)
+            sequence, at = divmod(int(behind_BT.argmax()), behind_BT.shape[1])
+            size, limit = behind_BT[sequence, at], self._tolerance.relative * size_BT.max()
+            if self._world.any(bool(size > limit)):
+                prefix = int(self._probe.prefix_B[sequence])
+                place = f"the loss of the first {prefix} tokens has a derivative in token {at + 1}"
+                found.append(Leak(LATER, place, float(size), "nats per unit of an embedding"))
+        return found[:1]
 
     def _label_leaks(self, base: Seen) -> list[Leak]:
         """The loss must be that of the next tokens, given all up to each."""

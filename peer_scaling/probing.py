@@ -41,9 +41,9 @@ class Probe:
     def draw(
         vocab_size: int, context: int, device: torch.device, document_end: int | None
     ) -> "Probe":
-        """As many sequences as there are prefixes that fit, and at least four."""
+        """A sequence for each length that fits, one without a prefix, and at least four."""
         length = min(context, MAX_TIME)
-        prefixes = sorted({p for p in (*PREFIXES, length - 1) if 0 < p < length}) or [length]
+        prefixes = [0, *(sorted({p for p in (*PREFIXES, length - 1) if 0 < p < length}) or [1])]
         prefixes *= -(-MIN_SEQUENCES // len(prefixes))
         generator = torch.Generator().manual_seed(SEED)
         shape = (len(prefixes), length + 1)
@@ -58,17 +58,9 @@ class Probe:
         """Which inputs are in the prefix of their sequence."""
         return self._time_T[:-1] < self.prefix_B[:, None]
 
-    @property
-    def rows_B(self) -> Tensor:
-        """Numbers of the sequences."""
-        return torch.arange(len(self.tokens_BT), device=self.tokens_BT.device)
-
-    def other_suffixes(self, rows_B: Tensor | None = None) -> Tensor:
-        """Tokens with others behind the prefixes; of some sequences (bool), by default of all."""
-        behind_BT = self._time_T >= self.prefix_B[:, None]
-        if rows_B is not None:
-            behind_BT = behind_BT & rows_B[:, None]
-        return torch.where(behind_BT, self.other_BT, self.tokens_BT)
+    def other_suffixes(self) -> Tensor:
+        """Tokens with others behind the prefixes."""
+        return torch.where(self._time_T >= self.prefix_B[:, None], self.other_BT, self.tokens_BT)
 
     def other_sequences(self, rows_B: Tensor) -> Tensor:
         """Tokens with others for whole sequences (bool)."""

@@ -109,6 +109,18 @@ class Capacity(nn.Module):
         return FFWOutput(y_BTD, x_BTD.new_zeros(()), None)
 
 
+class PerSequence(nn.Module):
+    """A layer that sees one sequence at a time."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x_BTD):
+        parts = [self.layer(x_TD[None]) for x_TD in x_BTD]
+        return parts[0]._replace(y_BTD=torch.cat([part.y_BTD for part in parts]))
+
+
 class AlwaysTraining(nn.Module):
     """A query norm that takes the batch's statistics in evaluation too."""
 
