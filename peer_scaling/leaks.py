@@ -212,7 +212,9 @@ class Search:
         if not graph.loss.requires_grad:
             return []
         inside_BT, found = self._probe.inside_BT, []
-        for grad_BTD in torch.autograd.grad(graph.loss, graph.embedded):
+        with constant(self._losses):  # parts may be computed a second time, and must be as before
+            grads = torch.autograd.grad(graph.loss, graph.embedded)
+        for grad_BTD in grads:
             size_BT = grad_BTD.abs().amax(-1)
             behind_BT = size_BT.where(~inside_BT, 0.0)
             sequence, at = divmod(int(behind_BT.argmax()), behind_BT.shape[1])

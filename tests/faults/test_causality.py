@@ -83,6 +83,13 @@ def test_short_contexts(context):
         assert LABELS in kinds(given)
 
 
+def test_a_model_that_computes_twice_is_probed_alike():
+    model = build_model(
+        plants.SHAPE, Dense(), plants.VOCAB, plants.CONTEXT, 0, activation_checkpointing=True
+    )
+    assert not probed(Losses(model)).leaks
+
+
 def test_a_leak_that_is_zero_at_first_is_found_after_training():
     losses = plants.with_ffw(0, Dense(), plants.Gated)
     assert not probed(losses).leaks
