@@ -53,6 +53,9 @@ def make_attempt(planned: PlannedRun, attempt: Attempt) -> RunRecord:
             peak = world.size * machine.matmul_peak(device, dtype)
             results["matmul_peak_flops_per_second"] = peak
             results |= train(planned, tracker, course, stop, world)
+        results["environment"] |= {"causality_gate": results.pop("causality_gate", None)}
+        if leak := results.pop("leak", None):
+            status, reason = "invalid", leak
     except LostRunError:
         tracker.finish(None)
         raise

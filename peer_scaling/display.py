@@ -90,7 +90,7 @@ def _name(variant: str, size: str, budget: float, seed: int) -> str:
 def result_line(record: RunRecord) -> str:
     """One line on how a run ended."""
     name = _name(record.variant, record.size, record.budget, record.seed)
-    if record.loss is None or record.perplexity is None:
+    if record.status != "done" or record.loss is None or record.perplexity is None:
         return f"{name}: {record.status}, {record.reason}"
     share = "" if record.utilisation is None else f" ({100 * record.utilisation:.0f} % of peak)"
     speed = (record.flops_per_second or 0.0) / 1e9

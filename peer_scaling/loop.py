@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 
 from peer_scaling import machine
+from peer_scaling.causality import NOT_RUN
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.display import Progress, run_name
 from peer_scaling.distributed import ALONE, World
@@ -38,7 +39,8 @@ def train(
     stop: StopFlag,
     world: World = ALONE,
 ) -> dict[str, Any]:
-    """Train the model of a planned run, from its newest checkpoint if it has one; evaluate it.
+    """Train the model of a planned run, from its newest checkpoint if it has one; evaluate it, and
+    probe what it sees.
 
     Args:
         planned: what to train.
@@ -48,7 +50,8 @@ def train(
         world: the ranks that train it together.
 
     Returns:
-        The fields of the record that only training determines.
+        The fields of the record that only training determines; `causality_gate`, what the gate
+        found in a word, and `leak`, why the numbers must not be used, or None.
 
     Raises:
         DivergedError: loss or gradient norm is not finite, or the loss rose and stayed up.
@@ -69,7 +72,9 @@ def train(
         History(planned, tracker, progress, earlier, world) as history,
     ):
         loop = Loop(planned, corpus, stepper, saver, history, course, stop)
-        evaluation, causal_losses = loop.run()
+        evaluation, causal_losses, leak = loop.run()
+    peak_memory = machine.peak_memory_bytes(device)
+    report = stepper.probe()
     if run.settings.save_model:
         save_weights(state.model, planned.folder, world)
     digest = state.digest()
@@ -84,7 +89,9 @@ def train(
         "expert_unevenness": evaluation.expert_unevenness,
         "expert_usage_growth": {str(n): u for n, u in evaluation.expert_usage_growth.items()},
         "state_digest": digest,
-        "peak_memory_bytes": machine.peak_memory_bytes(device),
+        "peak_memory_bytes": peak_memory,
+        "causality_gate": report.outcome(run.ffw.causal) if report else NOT_RUN,
+        "leak": world.first(lambda: (report and report.reason(run.ffw.causal)) or leak),
     }
 
 
@@ -114,9 +121,9 @@ class Loop:
         self._log_every = max(1, steps // settings.log_lines)
         self._eval_every = max(1, round(eval_every * steps)) if eval_every else steps
 
-    def run(self) -> tuple[Evaluation, dict[str, float]]:
+    def run(self) -> tuple[Evaluation, dict[str, float], str | None]:
         """All steps that are left, and the final evaluation, of a layer that is not causal by each
-        of its causal routes too; see `train` for what it raises.
+        of its causal routes too, and what leaks in those; see `train` for what it raises.
         """
         course = self._course
         try:
@@ -136,7 +143,7 @@ class Loop:
             where = f"saved after step {course.step}" if saved else "not saved"
             raise StoppedError(f"{error}, {where}") from None
         self._saver.check_durable(self._save)
-        return evaluation, causal
+        return evaluation, *causal
 
     def _evaluate(self) -> Evaluation:
         evaluation = self._stepper.evaluate(self._corpus, self._stop.check)

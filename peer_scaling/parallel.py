@@ -64,7 +64,9 @@ class Parallel(ABC):
 
     def __init__(self, model: nn.Module, world: World) -> None:
         self.world = world
-        self.losses: nn.Module = Losses(model)
+        self.whole: Losses | None = Losses(model)
+        """Model and loss on this rank alone; None where it has parts of them."""
+        self.losses: nn.Module = self.whole
         """What is called for a `LossOutput`."""
         self._tables = row_tables(model)
 
@@ -132,6 +134,7 @@ class Sharded(Parallel):
 
     def __init__(self, model: nn.Module, world: World) -> None:
         super().__init__(model, world)
+        self.whole = None
         from torch.distributed.fsdp import fully_shard
 
         tables = set(self._tables)

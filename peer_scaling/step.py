@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from peer_scaling.adamw import AdamW, clip_gradients
+from peer_scaling.causality import CausalityReport, probe
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import Evaluation, evaluate, num_batches
@@ -121,10 +122,11 @@ class Stepper:
 
     def causal_losses(
         self, corpus: Corpus, batches: TrainingBatches, last: int, check: Callable[[], None]
-    ) -> dict[str, float]:
-        """The loss on the validation set with each causal route of a layer that is not causal; its
-        cutoffs are from the batches of the steps before `last`.
+    ) -> tuple[dict[str, float], str | None]:
+        """The loss on the validation set with each causal route of a layer that is not causal, and
+        what the gate finds in the model so routed. Cutoffs are from the steps before `last`.
         """
+        leaks: list[str] = []
         ffw = next(m for m in self._model.modules() if isinstance(m, Decoder)).swapped
         steps = min(last, -(-CALIBRATION_TOKENS // self._run.batch_tokens))
         size = self._run.forward_sequences // self.world.size
@@ -134,11 +136,29 @@ class Stepper:
             for part_BT in self._to_device(batches.batch(step)).split(size)
         )
         autocast, losses = self._autocast(), self._parallel.losses
-        return causal_losses(
-            ffw,
-            self._run.ffw,
-            lambda: self.evaluate(corpus, check).loss,
-            lambda: expert_cutoffs(ffw, losses, parts, autocast, self.world),
+
+        def cutoffs() -> torch.Tensor:
+            return expert_cutoffs(ffw, losses, parts, autocast, self.world)
+
+        def scored() -> float:
+            report = self.probe()
+            leaks.extend(filter(None, [report and report.reason(causal=True)]))
+            return self.evaluate(corpus, check).loss
+
+        return causal_losses(ffw, self._run.ffw, scored, cutoffs), "; ".join(leaks) or None
+
+    def probe(self) -> CausalityReport | None:
+        """Whether the model sees what it must not; None if no rank has the whole of it."""
+        losses, data = self._parallel.whole, self._run.data
+        if losses is None:
+            return None
+        return probe(
+            losses,
+            data.tokenizer.vocab_size,
+            data.context,
+            self._device,
+            world=self.world,
+            compiled=self._run.settings.compile,
         )
 
     def _backward(self, tokens_BT: torch.Tensor, share: float) -> torch.Tensor:

@@ -50,6 +50,10 @@ REQUIRED = {
     "F31": ("50 malicious pickles", "0 executions"),
     "F32": ("secrets canary", "0 found"),
     "F34": ("resume at step 200 after logging to 212", "each step once, the rewound lines kept"),
+    "F37": (
+        "nine planted leaks x 5 seeds, 4 clean variants x 5 seeds",
+        "all found, no false alarm, < 2 s on a CPU",
+    ),
     "F42": ("soak: 2,000 runs of 1 s, random kills", "2,000 of 2,000, memory growth < 5 %"),
     "F41": ("same config, 20 repeats", "1 digest"),
 }  # fmt: skip

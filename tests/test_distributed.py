@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import ranks
 from conftest import ROOT
+from peer_scaling.causality import NOT_RUN
 from peer_scaling.distributed import World, check_ranks, num_ranks
 from peer_scaling.errors import UserError
 from peer_scaling.kernels.segments import RowGradient
@@ -141,6 +142,15 @@ def test_two_processes_read_the_stream_of_one(pair, alone, name):
     together = np.concatenate(shares, axis=2).reshape(len(parts[0]), 8, -1)
     assert hashlib.sha256(np.ascontiguousarray(together).tobytes()).hexdigest() == alone[name][2]
     assert not np.array_equal(*parts)
+
+
+@pytest.mark.parametrize("name", [*RUNS, *(f"{base}-fsdp" for base in FSDP)])
+def test_the_causality_gate_is_asked_by_all_ranks_or_none(pair, name):
+    both = [ranks.seen(pair, name, rank) for rank in (0, 1)]
+    expected = "leaks, as declared" if name == "moe" else "passed"
+    expected = NOT_RUN if name.endswith("fsdp") else expected
+    assert [seen["environment"]["causality_gate"] for seen in both] == [expected] * 2
+    assert {seen["status"] for seen in both} == {"done"}
 
 
 @pytest.mark.parametrize("name", [*RUNS, *(f"{base}-fsdp" for base in FSDP)])

@@ -7,7 +7,7 @@ import torch
 
 import reference
 from peer_scaling.ffw.base import CALIBRATION, THRESHOLD, Routing
-from peer_scaling.ffw.moe import MoE
+from peer_scaling.ffw.moe import MoE, MoEFFW
 from peer_scaling.model import DecoderConfig, build_model
 from peer_scaling.parallel import Losses
 from peer_scaling.planned import plan_run
@@ -188,3 +188,17 @@ def test_a_group_is_part_of_the_identity_only_where_it_was_not_the_one_way(tmp_p
     assert other != usual
     assert settings["group"] == "sequence"
     assert identity("ffw.capacity_factor=2")[0] not in (usual, other)
+
+
+def test_a_causal_route_that_leaks_makes_the_run_invalid(tmp_path, monkeypatch):
+    """Here `top1` goes on choosing among all tokens: the record must not be ranked by it."""
+    take = MoEFFW.take_route
+
+    def forgets(self, route, cutoff_N=None):
+        take(self, None if route == "top1" else route, cutoff_N)
+
+    planned = make_planned(tmp_path, "ffw.num_experts=4", ffw="moe")
+    monkeypatch.setattr(MoEFFW, "take_route", forgets)
+    record = run_once(planned)
+    assert record.status == "invalid"
+    assert record.reason.startswith("leak: ")
