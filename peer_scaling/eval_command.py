@@ -31,12 +31,11 @@ from peer_scaling.evaluation import AS_TRAINED, evaluate_set, write_evaluation
 from peer_scaling.expert_file import write_experts
 from peer_scaling.export import export
 from peer_scaling.ffw.base import THRESHOLD
-from peer_scaling.machine import git_commit
 from peer_scaling.parallel import Losses
 from peer_scaling.paths import config_folder
 from peer_scaling.plan import make_plan
 from peer_scaling.publish import WEIGHTS
-from peer_scaling.record import RECORD
+from peer_scaling.record import EVALUATION, RECORD
 from peer_scaling.routes import CALIBRATION_TOKENS, expert_cutoffs
 from peer_scaling.scoring import Encoded, Scores, score
 from peer_scaling.step import pick_device
@@ -44,23 +43,14 @@ from peer_scaling.tokenizer import Tokenizer
 from peer_scaling.trained import Trained, corpus_of, load_trained, tokenizer_of
 
 CONFIG = "peer_eval"
-COLUMNS = (
-    "set",
-    "routing",
-    "tokens",
-    "token ppl",
-    "word ppl",
-    "bits/byte",
-    "example ppl",
-    "accuracy",
-)
-MEASURES = (
-    "token_perplexity",
-    "word_perplexity",
-    "bits_per_byte",
-    "example_perplexity",
-    "accuracy",
-)
+MEASURES = {
+    "token ppl": "token_perplexity",
+    "word ppl": "word_perplexity",
+    "bits/byte": "bits_per_byte",
+    "example ppl": "example_perplexity",
+    "accuracy": "accuracy",
+}
+COLUMNS = ("set", "routing", "tokens", *MEASURES)
 
 
 @dataclass(frozen=True)
@@ -196,9 +186,11 @@ def evaluate_run(
         except UserError as error:
             entries[name] = {"title": config.title, "missing": without_secrets(str(error))}
     try:
-        write_evaluation(trained.folder, facts, entries)
+        replaced = write_evaluation(trained.folder, facts, entries)
     except OSError as error:
         raise UserError(f"{trained.folder}: no evaluation written ({error.strerror})") from error
+    if replaced:
+        print(f"{EVALUATION}: replaced, of another model or protocol: {', '.join(replaced)}")
     return entries
 
 
@@ -217,7 +209,6 @@ def _facts(trained: Trained, tokenizer: Tokenizer, stride: int) -> dict[str, Any
         "context": trained.run.data.context,
         "stride": stride,
         "precision": trained.run.settings.precision,
-        "git_commit": git_commit(),
     }
 
 
@@ -277,7 +268,7 @@ def _table(run_id: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _row(entry: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
     routing = result["routing"] + ("" if result["causal"] else " (not causal)")
-    measures = (_number(result[name]) for name in MEASURES)
+    measures = (_number(result[name]) for name in MEASURES.values())
     return (entry["title"], routing, f"{entry['counts']['tokens']:,}", *measures)
 
 

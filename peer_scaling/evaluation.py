@@ -19,6 +19,7 @@ import numpy as np
 from peer_scaling.durable import write_atomically
 from peer_scaling.errors import UserError
 from peer_scaling.eval_sets import EvalSet, Text, texts
+from peer_scaling.machine import git_commit
 from peer_scaling.record import EVALUATION
 from peer_scaling.scoring import Encoded, Scores
 from peer_scaling.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Counts:
     """Of the text as the set has it, between white space."""
     lines: int
     words_lm_eval: int
-    """As lm-eval counts: pieces between white space, empty ones at the ends of a text too."""
+    """As lm-eval counts in documents: pieces between white space, empty ones at the ends too."""
     bytes: int
     """UTF-8, of the text as the set has it."""
     sha256: str
@@ -99,13 +100,14 @@ class Counter:
 
     def add(self, text: Text, tokens: int) -> None:
         """Count a text of which so many tokens are scored."""
-        counted = text.counted
+        counted, words = text.counted, text.counted.split()
         found = {
             "documents": 1,
             "tokens": tokens,
-            "words": len(counted.split()),
+            "words": len(words),
             "lines": counted.count("\n") + 1,
-            "words_lm_eval": len(re.split(r"\s+", counted)),
+            # Of whole documents; after a context, a word is a word.
+            "words_lm_eval": len(re.split(r"\s+", counted) if text.context is None else words),
             "bytes": len(counted.encode("utf-8", "replace")),
         }
         self._numbers.update(found)
@@ -174,10 +176,10 @@ def evaluate_set(
         asdict(perplexity(config, counts, nats[r], greedy[r], r, r in causal)) for r in scorers
     ]
     return {"title": config.title, "source": config.source, "scored": config.scored,
-            "counts": asdict(counts), "results": results}  # fmt: skip
+            "git_commit": git_commit(), "counts": asdict(counts), "results": results}  # fmt: skip
 
 
-def write_evaluation(folder: Path, facts: Mapping[str, Any], sets: Mapping[str, Any]) -> Path:
+def write_evaluation(folder: Path, facts: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
     """Write the file; sets of an earlier evaluation with the same facts stay in it.
 
     Args:
@@ -185,27 +187,31 @@ def write_evaluation(folder: Path, facts: Mapping[str, Any], sets: Mapping[str, 
         facts: what holds for all sets: run, weights, tokenizer, window and stride.
         sets: entries by name; one without results has a `missing` reason.
 
+    Returns:
+        Names of the sets that the file had with other facts, and has no more.
+
     Raises:
         OSError: it cannot be written.
     """
     path = folder / EVALUATION
+    there, same = _earlier(path, facts)
     kept = {
         name: entry
-        for name, entry in _earlier(path, facts).items()
-        if name not in sets or ("missing" in sets[name] and "missing" not in entry)
+        for name, entry in there.items()
+        if same and (name not in sets or ("missing" in sets[name] and "missing" not in entry))
     }
     content = {"schema": SCHEMA, **facts, "sets": {**sets, **kept}}
     write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n", "evaluation")
-    return path
+    return [] if same else sorted(there)
 
 
-def _earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The sets of a file that was written for the same model with the same protocol."""
+def _earlier(path: Path, facts: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """(The sets of the file, whether they are of the same model and protocol.)"""
     if path.is_symlink() or not path.is_file():
-        return {}
+        return {}, False
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        same = all(content[key] == value for key, value in facts.items())
-        return dict(content["sets"]) if same and content["schema"] == SCHEMA else {}
+        same = content["schema"] == SCHEMA and all(content[k] == v for k, v in facts.items())
+        return dict(content["sets"]), same
     except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
+        return {}, False
