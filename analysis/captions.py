@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from analysis.figures import AXIS_LABELS, display_name, interval
+from analysis.figures import AXIS_LABELS, interval
 from analysis.isoflop import IsoflopFit, PowerLaw
 from analysis.laws import power_law
-from analysis.load import excluded, usable
+from analysis.load import display_name, excluded, usable
 from peer_scaling.record import budget_label
 
 DRAWN = ["kind", "variant", "budget", "run_id", "num_params", "loss", "low", "high", "reason"]

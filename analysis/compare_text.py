@@ -10,6 +10,7 @@ from analysis.claims import Claim, condition_rows
 from analysis.conditions import Condition
 from analysis.difference import Difference
 from analysis.equal_cost import View
+from analysis.leak import EXPLAINED, TITLE, leak_table
 from analysis.load import excluded, usable
 from analysis.tables import to_markdown
 from analysis.verdicts import Comparison
@@ -105,11 +106,17 @@ def report(comparison: Comparison) -> str:
         to_markdown(conventions_table(comparison)),
         "## Why not",
         *([_reasons(m) for m in missing_conditions(comparison)] or ["Nothing is missing."]),
+        *_leak(comparison),
         "## Excluded runs",
         "\n".join(_excluded(comparison)) or "None.",
         CAVEATS,
     ]
     return "\n\n".join(parts)
+
+
+def _leak(comparison: Comparison) -> list[str]:
+    table = leak_table(comparison.frame)
+    return [] if table.empty else [f"## {TITLE}", to_markdown(table), EXPLAINED]
 
 
 def _excluded(comparison: Comparison) -> list[str]:

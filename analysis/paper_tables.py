@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.experts import ExpertsPoint, ExpertsStudy
-from analysis.figures import display_name
 from analysis.isoflop import IsoflopFit
+from analysis.load import display_name
 from analysis.profile import Profile
 from analysis.tables import BASELINE, published
 from peer_scaling.record import budget_label

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare import ComputeMultiplier
-from analysis.figures import display_name
 from analysis.isoflop import ORDER, IsoflopFit, PowerLaw
-from analysis.load import not_causal, usable
+from analysis.load import display_name, not_causal, usable
 from peer_scaling.record import budget_label
 
 BASELINE = "dense"
