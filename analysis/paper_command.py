@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import experts_figures, figures, paper_tables, tables
+from analysis.evaluations import Evaluations, read_evaluations
 from analysis.experts import ExpertsStudy, experts_study
 from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.load import AnalysisError, load_runs
@@ -23,7 +24,8 @@ MIN_POINTS = 2
 def write_tables(source: str, study: str | None, folder: Path) -> list[str]:
     """Write tables 1 and 2 as .md, .tex and .csv; a line for each, written or not."""
     frame = load_runs(source, study)
-    lines = [_said("table 1", lambda: _table1(frame, folder))]
+    evaluations = read_evaluations(source)
+    lines = [_said("table 1", lambda: _table1(frame, evaluations, folder)), *evaluations.lines()]
     lines += _of_experts("table 2", frame, lambda own, budget: _table2(own, budget, folder))
     return lines
 
@@ -75,9 +77,11 @@ def _fit(frame: pd.DataFrame) -> IsoflopFit:
     return fit
 
 
-def _table1(frame: pd.DataFrame, folder: Path) -> Written:
-    ours = paper_tables.table1(_fit(frame), frame)
-    paths = tables.write_table(ours, folder, "table1")
+def _table1(frame: pd.DataFrame, evaluations: Evaluations, folder: Path) -> Written:
+    ours = paper_tables.table1(_fit(frame), frame, evaluations)
+    table = paper_tables.beside_published(ours, evaluations)
+    bits = [name for name in table.columns if name.startswith(paper_tables.BITS)]
+    paths = tables.write_table(table, folder, "table1", bits)
     return paths + tables.write_table(paper_tables.published_table1(), folder, "table1_published")
 
 
