@@ -198,6 +198,8 @@ def table2(study: ExpertsStudy, budget: float) -> pd.DataFrame:
         "95 %",
         "expert usage (%)",
         "unevenness",
+        "effective experts",
+        "validation tokens",
         "best size",
         "of sizes",
         "seeds",
@@ -215,11 +217,17 @@ def _column2(point: ExpertsPoint) -> dict[str, str]:
         "95 %": f"{low:.2f} to {high:.2f}" if np.isfinite(point.margin) else "one seed",
         "expert usage (%)": f"{100 * point.usage:.1f}",
         "unevenness": f"{point.unevenness:.2f}",
+        "effective experts": _count(point.effective_experts),
+        "validation tokens": " to ".join(dict.fromkeys(map(_count, point.val_tokens))),
         "best size": point.size,
         "of sizes": str(len(point.sizes)),
         "seeds": str(point.num_seeds),
         "perplexity, He 2024": ", ".join(f"{x:.2f}" for x in theirs.loc[same, "perplexity"]),
     }
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if np.isfinite(number) else "not recorded"
 
 
 def points_table(study: ExpertsStudy) -> pd.DataFrame:
