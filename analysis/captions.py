@@ -1,5 +1,7 @@
 """What stands beside a figure: budgets, intervals, what is left out and why; and its numbers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -8,6 +10,7 @@ from analysis.figures import AXIS_LABELS, interval
 from analysis.isoflop import IsoflopFit, PowerLaw
 from analysis.laws import power_law
 from analysis.load import display_name, excluded, usable
+from analysis.usage_growth import Growth
 from peer_scaling.record import budget_label
 
 NORMS = ("batch", "layer", "none")
@@ -117,6 +120,28 @@ def _point_line(p: ExpertsPoint) -> str:
         f"{p.query_norm}: {p.loss:.4f}{margin}; {p.size} of {', '.join(p.sizes)}; "
         f"{p.num_seeds} run(s)"
     )
+
+
+def usage_growth_caption(
+    study: ExpertsStudy, budget: float, frame: pd.DataFrame, shown: Sequence[Growth]
+) -> str:
+    """Of the figure of the share of experts over validation tokens, in Markdown."""
+    drawn = [growth.point for growth in shown]
+    others = [p for p in study.points if p.budget == budget and p not in drawn]
+    lines = [f"{_point_line(g.point)}, {g.num_runs} of them with its growth" for g in shown]
+    parts = [
+        "Share of the experts that any of the first so many validation tokens reads, at "
+        f"{budget_label(budget)} training FLOPs. A line is one setting of the layer at the best of "
+        "its trained sizes, the mean of its runs; the band is their range.",
+        "Lines:",
+        _list(lines),
+        "Settings of the budget that are no lines, because they differ from these in more, or no "
+        "run of them has its growth:",
+        _list([_point_line(point) for point in others]),
+        "Excluded runs:",
+        _list(_excluded_lines(frame)),
+    ]
+    return "\n\n".join(parts)
 
 
 def refusal_lines(fit: IsoflopFit) -> list[str]:

@@ -72,7 +72,9 @@ def plot_usage_growth(growths: Sequence[Growth], budget: float) -> Figure:
         ax.set(xscale="log", ylim=(0, 1.05), xlabel="validation tokens")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: count_label(tokens)))
         ax.set_ylabel("share of the experts read")
-        ax.set_title(f"{budget_label(budget)} training FLOPs")
+        heads = {(g.point.num_heads, g.point.experts_per_head) for g in growths}
+        told = ", ".join(f"h {h}, k {k}" for h, k in sorted(heads))
+        ax.set_title(f"{budget_label(budget)} training FLOPs, {told}")
         ax.legend(fontsize=7)
     return figure
 

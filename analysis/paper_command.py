@@ -44,7 +44,7 @@ def write_figures(source: str, study: str | None, folder: Path) -> list[str]:
         lines += _of_experts(name, frame, lambda own, C, draw=draw: draw(own, C, frame, folder))
     records = cache(lambda: read_record_set(source, frame).used)
     lines += _of_experts(
-        "usage growth", frame, lambda own, budget: _growth(own, budget, records(), folder)
+        "usage growth", frame, lambda own, C: _growth(own, C, frame, records(), folder)
     )
     return lines
 
@@ -128,13 +128,19 @@ def _figure3b(study: ExpertsStudy, budget: float, frame: pd.DataFrame, folder: P
 
 
 def _growth(
-    study: ExpertsStudy, budget: float, records: Sequence[RunRecord], folder: Path
+    study: ExpertsStudy,
+    budget: float,
+    frame: pd.DataFrame,
+    records: Sequence[RunRecord],
+    folder: Path,
 ) -> Written:
     growths = usage_growth(study, budget, records)
     compared = [point for norm in captions.NORMS for point in study.with_experts(budget, norm)]
-    shown = [growth for growth in growths if growth.point in compared]
+    shown = [growth for growth in growths if growth.point in compared] or growths
     name = f"usage_growth_{budget_label(budget)}"
-    drawn = figures.save(experts_figures.plot_usage_growth(shown or growths, budget), folder, name)
+    drawn = figures.save(experts_figures.plot_usage_growth(shown, budget), folder, name)
+    caption = captions.usage_growth_caption(study, budget, frame, shown)
+    drawn += _caption(caption, folder, name)
     path = folder / f"{name}.csv"
     growth_table(growths).to_csv(path, index=False)
     return [*drawn, path]
