@@ -11,7 +11,7 @@ from analysis.conditions import Condition
 from analysis.difference import Difference
 from analysis.equal_cost import View
 from analysis.leak import EXPLAINED, TITLE, leak_table
-from analysis.load import excluded, usable
+from analysis.load import excluded, routed_name, usable
 from analysis.tables import to_markdown
 from analysis.verdicts import Comparison
 from peer_scaling.record import budget_label
@@ -93,8 +93,9 @@ def report(comparison: Comparison) -> str:
     """The comparison in Markdown: verdicts, numbers, conventions, what is missing."""
     flops = comparison.claims[View.FLOPS]
     shown = [claim.verdict for view in View for claim in comparison.claims[view] if claim.beats]
+    names = [routed_name(variant, comparison.frame) for variant in comparison.fit.variants]
     parts = [
-        f"# Comparison of {', '.join(comparison.fit.variants)} in {comparison.study}",
+        f"# Comparison of {', '.join(names)} in {comparison.study}",
         f"{len(usable(comparison.frame))} of {len(comparison.frame)} runs used; "
         f"{len(flops)} pairs and budgets, {comparison.num_tests(View.FLOPS)} of them ranked and "
         f"tested at equal FLOPs; {len(shown)} claims shown at equal FLOPs, wall-clock and memory.",

@@ -16,8 +16,8 @@ TITLE = "What the leak is worth"
 COLUMNS = ("variant", "budget", "routing", "runs", "nats above as trained", "from", "to")
 EXPLAINED = (
     "Loss with a causal routing less that with the routing of training, which sees later tokens: "
-    "mean over the runs of all sizes, and its range over them. A variant is ranked by the routing "
-    "that stands behind its name, fixed in advance; the others are reported."
+    "mean over the runs of all sizes, and its range over them. The first routing ranks the "
+    "variant, fixed in advance; others are reported."
 )
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "excluded",
     "load_runs",
     "not_causal",
+    "routed_name",
     "routings",
     "usable",
 ]
@@ -121,10 +122,15 @@ def display_name(variant: str, frame: pd.DataFrame) -> str:
     """The variant, marked if its loss is that of a layer that sees later tokens, or is not with the
     routing of its training.
     """
+    return (
+        f"{variant} (not causal)" if variant in not_causal(frame) else routed_name(variant, frame)
+    )
+
+
+def routed_name(variant: str, frame: pd.DataFrame) -> str:
+    """The variant, marked if its loss is not with the routing of its training."""
     routing = routings(frame).get(variant)
-    if routing:
-        return f"{variant} ({routing} routing)"
-    return f"{variant} (not causal)" if variant in not_causal(frame) else variant
+    return f"{variant} ({routing} routing)" if routing else variant
 
 
 def as_frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:

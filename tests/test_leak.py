@@ -137,6 +137,10 @@ def test_every_report_tells_it_and_names_the_routing(study, tmp_path, monkeypatc
         assert ROW in text
         assert "| moe | 2e10 | top1 (not ranked) | 12 | +0.0550 |" in text
         assert EXPLAINED in text
+        assert "moe (threshold routing)" in text
+    assert (
+        "# Comparison of dense, moe (threshold routing) in" in (tmp_path / "compare.md").read_text()
+    )
     assert "moe (threshold routing)" in summary(report)
     assert "not causal" not in summary(report)
     (legend,) = figures.plot_isoflop(report.fit, report.frame).legends
@@ -150,6 +154,9 @@ def test_the_pair_is_ranked(frame):
     claims = [claim for found in compare_study(frame).claims.values() for claim in found]
     assert all(claim.ranked for claim in claims)
     assert {claim.protocol.dropless.met for claim in claims} == {True}
+    assert {claim.protocol.causal.evidence for claim in claims} == {
+        "dense: causal; moe (threshold routing): causal"
+    }
 
 
 def test_a_prediction_names_the_routing(tmp_path, monkeypatch, capsys):
