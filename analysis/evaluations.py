@@ -22,7 +22,7 @@ LAST_WORD = "last_word"
 """Of `scored`: one example per document, whose perplexity is per example."""
 SCORED = ("document", LAST_WORD, "summary")
 MAX_FILE_BYTES = 1 << 24
-MAX_REASON = 160
+MAX_REASON = 200
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ROUNDING = 1e-9
 Key = tuple[str, str]
@@ -38,7 +38,9 @@ class Protocol:
     scored: str
     text: str
     """sha256 of all its texts."""
+    num_documents: int
     num_tokens: int
+    """Scored."""
     tokenizer: str
     """sha256."""
     context: int
@@ -55,6 +57,8 @@ class SetResult:
     """A run's result on one set with one routing."""
 
     protocol: Protocol
+    source: str
+    """Where the texts are from: files, or dataset and split."""
     causal: bool
     nats: float
     """Mean per token; of last words, per example."""
@@ -172,6 +176,7 @@ def _results(entry: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[tup
         title=_name(entry.get("title"), "title"),
         scored=scored,
         text=_sha256(counts, "counts"),
+        num_documents=_count(counts, "documents"),
         num_tokens=_count(counts, "tokens"),
         tokenizer=_sha256(tokenizer, "tokenizer"),
         context=_count(facts, "context"),
@@ -182,16 +187,19 @@ def _results(entry: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[tup
         raise AnalysisError(f"results={shown(listed)}")
     for item in listed:
         values = _mapping(item, "a result")
-        yield _name(values.get("routing"), "routing"), _result(values, protocol, counts)
+        result = _result(values, protocol, counts, _said(entry.get("source")))
+        yield _name(values.get("routing"), "routing"), result
 
 
-def _result(values: Mapping[str, Any], protocol: Protocol, counts: Mapping[str, Any]) -> SetResult:
+def _result(
+    values: Mapping[str, Any], protocol: Protocol, counts: Mapping[str, Any], source: str
+) -> SetResult:
     """Whose measures follow from the summed loss and the counts."""
     if not isinstance(values.get("causal"), bool):
         raise AnalysisError(f"causal={shown(values.get('causal'))}")
     by_example = protocol.scored == LAST_WORD
     summed = _number(values, "nats")
-    documents, num_bytes = _count(counts, "documents"), _count(counts, "bytes")
+    documents, num_bytes = protocol.num_documents, _count(counts, "bytes")
     _follows(values, "token_perplexity", summed / protocol.num_tokens)
     if by_example:
         _follows(values, "example_perplexity", summed / documents)
@@ -200,6 +208,7 @@ def _result(values: Mapping[str, Any], protocol: Protocol, counts: Mapping[str, 
         raise AnalysisError(f"bits_per_byte={shown(values['bits_per_byte'])} is not {bits:.6g}")
     return SetResult(
         protocol=protocol,
+        source=source,
         causal=values["causal"],
         nats=summed / (documents if by_example else protocol.num_tokens),
         bits_per_byte=bits,

@@ -14,6 +14,7 @@ from analysis.evaluations import Evaluations, read_evaluations
 from analysis.experts import ExpertsStudy, experts_study
 from analysis.isoflop import IsoflopFit, fit_isoflop
 from analysis.load import AnalysisError, load_runs
+from analysis.paper_sets import sets_caption
 from analysis.record_set import read_record_set
 from analysis.refusals import MIN_SIZES
 from analysis.usage_growth import growth_table, usage_growth
@@ -92,6 +93,7 @@ def _table1(frame: pd.DataFrame, evaluations: Evaluations, folder: Path) -> Writ
     table = paper_tables.beside_published(ours, evaluations)
     bits = [name for name in table.columns if name.startswith(paper_tables.BITS)]
     paths = tables.write_table(table, folder, "table1", bits)
+    paths += _caption(sets_caption(evaluations), folder, "table1")
     return paths + tables.write_table(paper_tables.published_table1(), folder, "table1_published")
 
 

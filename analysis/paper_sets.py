@@ -45,6 +45,42 @@ def heading(evaluations: Evaluations, name: str) -> str:
     return f"{own} (ours: {', '.join(titles)})" if others else own
 
 
+def sets_caption(evaluations: Evaluations) -> str:
+    """What stands beside table 1, in Markdown: which texts the columns are of, and how scored."""
+    counts: dict[str, dict[str, int]] = {}
+    for name in evaluations.sets():
+        own = counts.setdefault(heading(evaluations, name), {})
+        for run in evaluations.by_run.values():
+            result = next(iter(run.results.get(name, {}).values()), None)
+            if result:
+                own[_scored(result)] = own.get(_scored(result), 0) + 1
+    lines = [
+        f"- {title}: {scored} ({num} runs)"
+        for title, own in counts.items()
+        for scored, num in own.items()
+    ]
+    parts = [
+        "Perplexities of the best trained size of each variant and budget: on the validation text "
+        "of the study, at the minimum of its curve with a 95 % interval, and on evaluation sets, "
+        "per token, of last words per example. With two runs or more, brackets hold the 95 % "
+        "interval of Student's t over them. Nats below dense are differences of mean nats. The "
+        "paper's rows are of another scale, tokenizer and training text: gaps compare, "
+        "perplexities do not.",
+        "Evaluation sets, of all runs that have them:",
+        "\n".join(lines) or "None.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _scored(result: SetResult) -> str:
+    own = result.protocol
+    return (
+        f"{own.title} from {result.source}, scored {own.scored.replace('_', ' ')}, "
+        f"{own.num_documents:,} documents, {own.num_tokens:,} tokens, context {own.context}, "
+        f"stride {own.stride}, text {own.text[:12]}, tokenizer {own.tokenizer[:12]}"
+    )
+
+
 def set_cell(evaluations: Evaluations, runs: Sequence[Key], name: str, routing: str) -> SetCell:
     """The mean over runs that differ in their seed.
 

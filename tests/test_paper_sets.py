@@ -217,6 +217,11 @@ def test_a_bad_file_is_a_line_and_a_cell(study, tmp_path):
     assert "bits per byte" not in header
     assert "bits per byte, C4" in csv_header.splitlines()[0]
     assert all(line.count("|") == header.count("|") for line in text.splitlines())
+    caption = (tmp_path / "out" / "table1.caption.md").read_text()
+    protocol = (
+        "LAMBADA from x y, scored last word, 500 documents, 1,000 tokens, context 128, stride 64"
+    )
+    assert f"- Lambada: {protocol}, text {'a' * 12}, tokenizer {'b' * 12} (22 runs)" in caption
 
 
 def test_a_copy_of_a_run_with_another_evaluation_is_refused(study):
