@@ -1,14 +1,19 @@
 """What stands beside a figure: budgets, intervals, what is left out and why; and its numbers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from analysis.figures import AXIS_LABELS, display_name, interval
+from analysis.experts import ExpertsPoint, ExpertsStudy
+from analysis.figures import AXIS_LABELS, interval
 from analysis.isoflop import IsoflopFit, PowerLaw
 from analysis.laws import power_law
-from analysis.load import excluded, usable
+from analysis.load import display_name, excluded, usable
+from analysis.usage_growth import Growth
 from peer_scaling.record import budget_label
 
+NORMS = ("batch", "layer", "none")
 DRAWN = ["kind", "variant", "budget", "run_id", "num_params", "loss", "low", "high", "reason"]
 SCALING = ["kind", "variant", "of", "budget", "value", "low", "high"]
 
@@ -55,6 +60,90 @@ def scaling_caption(fit: IsoflopFit, frame: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+def num_experts_caption(study: ExpertsStudy, budget: float, frame: pd.DataFrame) -> str:
+    """Of the figure of loss against the number of experts, in Markdown."""
+    points = [point for norm in NORMS for point in study.with_experts(budget, norm)]
+    start = "Validation loss in nats per token against the number of experts N, a line per norm of "
+    dense = [
+        f"The dashed line is dense at its best size, {d.size}: {d.loss:.4f}, {d.num_seeds} run(s)."
+        for d in study.dense
+        if d.budget == budget
+    ]
+    return _experts_caption(study, budget, frame, points, [f"{start}the query", *dense])
+
+
+def num_heads_caption(study: ExpertsStudy, budget: float, frame: pd.DataFrame) -> str:
+    """Of the figure of loss against the number of heads, in Markdown."""
+    points = [point for line in study.with_heads(budget).values() for point in line]
+    start = "Validation loss in nats per token against the number of heads h, a line per number of "
+    return _experts_caption(study, budget, frame, points, [f"{start}active experts h k"])
+
+
+def _experts_caption(
+    study: ExpertsStudy,
+    budget: float,
+    frame: pd.DataFrame,
+    points: list[ExpertsPoint],
+    told: list[str],
+) -> str:
+    start, *rest = told
+    here = [point for point in study.points if point.budget == budget]
+    others = [point for point in here if point not in points]
+    parts = [
+        f"{start}, at {budget_label(budget)} training FLOPs. A point is one setting of the layer "
+        f"at the best of its trained sizes, the mean of its seeds; {len(points)} of {len(here)} "
+        f"settings of the budget, from {len(usable(frame))} of {len(frame)} runs. "
+        + " ".join([_bars(points), *rest]),
+        "Points:",
+        _list([_point_line(point) for point in points]),
+        "Settings of the budget that are no points, because they differ from these in more:",
+        _list([_point_line(point) for point in others]),
+        "Excluded runs:",
+        _list(_excluded_lines(frame)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _bars(points: list[ExpertsPoint]) -> str:
+    if not all(np.isfinite(point.margin) for point in points):
+        return "There are no intervals: no setting has two seeds."
+    return (
+        "Bars are 95 % intervals: Student's t, with one variance between seeds for all settings "
+        "and sizes of the budget."
+    )
+
+
+def _point_line(p: ExpertsPoint) -> str:
+    margin = f" +- {p.margin:.4f}" if np.isfinite(p.margin) else ""
+    return (
+        f"- N {p.num_experts:,}, h {p.num_heads}, k {p.experts_per_head}, query norm "
+        f"{p.query_norm}: {p.loss:.4f}{margin}; {p.size} of {', '.join(p.sizes)}; "
+        f"{p.num_seeds} run(s)"
+    )
+
+
+def usage_growth_caption(
+    study: ExpertsStudy, budget: float, frame: pd.DataFrame, shown: Sequence[Growth]
+) -> str:
+    """Of the figure of the share of experts over validation tokens, in Markdown."""
+    drawn = [growth.point for growth in shown]
+    others = [p for p in study.points if p.budget == budget and p not in drawn]
+    lines = [f"{_point_line(g.point)}, {g.num_runs} of them with its growth" for g in shown]
+    parts = [
+        "Share of the experts that any of the first so many validation tokens reads, at "
+        f"{budget_label(budget)} training FLOPs. A line is one setting of the layer at the best of "
+        "its trained sizes, the mean of its runs; the band is their range.",
+        "Lines:",
+        _list(lines),
+        "Settings of the budget that are no lines, because they differ from these in more, or no "
+        "run of them has its growth:",
+        _list([_point_line(point) for point in others]),
+        "Excluded runs:",
+        _list(_excluded_lines(frame)),
+    ]
+    return "\n\n".join(parts)
+
+
 def refusal_lines(fit: IsoflopFit) -> list[str]:
     """A line per curve without a minimum."""
     return [
@@ -67,9 +156,13 @@ def refusal_lines(fit: IsoflopFit) -> list[str]:
 
 def exclusion_lines(frame: pd.DataFrame, fit: IsoflopFit) -> list[str]:
     """A line per run that is excluded, or not in the fit of its curve."""
+    left_out = [far for profile in fit.profiles for far in profile.left_out]
+    return _excluded_lines(frame) + [f"- {far.run}: {far.reason}" for far in left_out]
+
+
+def _excluded_lines(frame: pd.DataFrame) -> list[str]:
     left = excluded(frame)
-    lines = [f"- {run}: {why}" for run, why in zip(left["run_id"], left["excluded"], strict=True)]
-    return lines + [f"- {far.run}: {far.reason}" for p in fit.profiles for far in p.left_out]
+    return [f"- {run}: {why}" for run, why in zip(left["run_id"], left["excluded"], strict=True)]
 
 
 def held_out_text(law: PowerLaw) -> str:

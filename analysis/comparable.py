@@ -16,6 +16,8 @@ def exclude_incomparable(frame: pd.DataFrame) -> None:
     for _, group in _usable(frame).groupby(["study", "variant"]):
         variant = group["variant"].iloc[0]
         _keep_latest(frame, group, SETTINGS, f"other settings of {variant} than its")
+    for _, group in _usable(frame).groupby(["study", "variant"]):
+        _keep_one_routing(frame, group)
     _exclude_repeated(frame, ["study", "run_id"])
     _exclude_repeated(frame, ["study", *CELL])
 
@@ -30,6 +32,19 @@ def _keep_latest(frame: pd.DataFrame, group: pd.DataFrame, column: str, what: st
     others = group.index[values.to_numpy() != values[latest]]
     frame.loc[others, "excluded"] = (
         f"{what} latest run {frame.loc[latest, 'run_id']}: give them their own study"
+    )
+
+
+def _keep_one_routing(frame: pd.DataFrame, group: pd.DataFrame) -> None:
+    """Of a variant that is ranked by a causal route, exclude the runs that have no loss with it."""
+    ranked = group.loc[group["routing"].notna()]
+    if ranked.empty:
+        return
+    latest = _by_time(ranked).iloc[-1]
+    others = group.index[(group["routing"] != latest["routing"]).to_numpy()]
+    frame.loc[others, "excluded"] = (
+        f"no loss with {latest['routing']} routing, which {latest['variant']} is ranked by since "
+        f"{latest['run_id']}: remove its folder and train it again, or give it its own study"
     )
 
 

@@ -6,7 +6,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.claims import Claim
 from analysis.equal_cost import View
-from analysis.figures import STYLE, display_name, looks
+from analysis.figures import STYLE, looks
+from analysis.load import display_name
 from analysis.verdicts import Comparison
 from peer_scaling.record import budget_label
 

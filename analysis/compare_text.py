@@ -10,7 +10,8 @@ from analysis.claims import Claim, condition_rows
 from analysis.conditions import Condition
 from analysis.difference import Difference
 from analysis.equal_cost import View
-from analysis.load import excluded, usable
+from analysis.leak import EXPLAINED, TITLE, leak_table
+from analysis.load import excluded, routed_name, usable
 from analysis.tables import to_markdown
 from analysis.verdicts import Comparison
 from peer_scaling.record import budget_label
@@ -92,8 +93,9 @@ def report(comparison: Comparison) -> str:
     """The comparison in Markdown: verdicts, numbers, conventions, what is missing."""
     flops = comparison.claims[View.FLOPS]
     shown = [claim.verdict for view in View for claim in comparison.claims[view] if claim.beats]
+    names = [routed_name(variant, comparison.frame) for variant in comparison.fit.variants]
     parts = [
-        f"# Comparison of {', '.join(comparison.fit.variants)} in {comparison.study}",
+        f"# Comparison of {', '.join(names)} in {comparison.study}",
         f"{len(usable(comparison.frame))} of {len(comparison.frame)} runs used; "
         f"{len(flops)} pairs and budgets, {comparison.num_tests(View.FLOPS)} of them ranked and "
         f"tested at equal FLOPs; {len(shown)} claims shown at equal FLOPs, wall-clock and memory.",
@@ -105,11 +107,17 @@ def report(comparison: Comparison) -> str:
         to_markdown(conventions_table(comparison)),
         "## Why not",
         *([_reasons(m) for m in missing_conditions(comparison)] or ["Nothing is missing."]),
+        *_leak(comparison),
         "## Excluded runs",
         "\n".join(_excluded(comparison)) or "None.",
         CAVEATS,
     ]
     return "\n\n".join(parts)
+
+
+def _leak(comparison: Comparison) -> list[str]:
+    table = leak_table(comparison.frame)
+    return [] if table.empty else [f"## {TITLE}", to_markdown(table), EXPLAINED]
 
 
 def _excluded(comparison: Comparison) -> list[str]:

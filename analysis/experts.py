@@ -40,11 +40,21 @@ class ExpertsPoint:
     """Share of the experts that any validation token reads; NaN if not recorded."""
     unevenness: float
     """KL divergence of the router's weights from uniform, nats."""
+    val_tokens: tuple[float, float]
+    """Least and most validation tokens behind the usage, which grows with them; NaN if not
+    recorded."""
+    runs: tuple[tuple[str, str], ...]
+    """Study and run id of those at the best size."""
 
     @property
     def active(self) -> int:
         """Experts per token: h k."""
         return self.num_heads * self.experts_per_head
+
+    @property
+    def effective_experts(self) -> float:
+        """How many evenly used experts would be as uneven: exp of the entropy of their shares."""
+        return float(np.exp(-self.unevenness)) * self.num_experts
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ def _mean(runs: pd.DataFrame, column: str) -> float:
 
 def _point(budget: float, cell: pd.DataFrame, variance: float, dof: int) -> ExpertsPoint:
     size, runs = _best(cell)
-    first = runs.iloc[0]
+    first, tokens_U = runs.iloc[0], runs["val_tokens"].to_numpy()
     return ExpertsPoint(
         budget=budget,
         num_experts=int(first["num_experts"]),
@@ -155,6 +165,8 @@ def _point(budget: float, cell: pd.DataFrame, variance: float, dof: int) -> Expe
         num_seeds=len(runs),
         usage=_mean(runs, "expert_usage"),
         unevenness=_mean(runs, "expert_unevenness"),
+        val_tokens=(float(np.min(tokens_U)), float(np.max(tokens_U))),
+        runs=tuple(zip(runs["study"], runs["run_id"], strict=True)),
     )
 
 

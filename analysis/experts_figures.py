@@ -1,5 +1,7 @@
 """Figures 3a and 3b of He 2024 (2407.04153) from frozen results: nothing is fitted here."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -8,8 +10,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.experts import ExpertsPoint, ExpertsStudy
 from analysis.figures import LOOKS, SPARE_LOOKS, STYLE, count_label
+from analysis.usage_growth import Growth
 from peer_scaling.record import budget_label
 
+NORM_DASHES = {"batch": "-", "layer": ":", "none": "--"}
 NORMS = {"batch": LOOKS["peer"], "layer": LOOKS["pkm"], "none": LOOKS["moe"]}
 LINES = (*LOOKS.values(), *SPARE_LOOKS)
 
@@ -43,6 +47,35 @@ def plot_num_heads(study: ExpertsStudy, budget: float) -> Figure:
             _line(ax, heads, points, look.colour, look.marker, f"h k = {active}")
         numbers = sorted({p.num_heads for points in lines.values() for p in points})
         _finish(ax, numbers, "heads h", budget)
+    return figure
+
+
+def plot_usage_growth(growths: Sequence[Growth], budget: float) -> Figure:
+    """Share of the experts read over validation tokens, a line per number of experts and norm of
+    the query; bands are the range of the runs.
+    """
+    numbers = sorted({growth.point.num_experts for growth in growths})
+    colours = {n: LINES[i % len(LINES)].colour for i, n in enumerate(numbers)}
+    several = len({growth.point.query_norm for growth in growths}) > 1
+    with style.context(STYLE):
+        figure = Figure((5.2, 3.6))
+        ax = figure.subplots()
+        for growth in growths:
+            point, colour = growth.point, colours[growth.point.num_experts]
+            norm = f", query norm {point.query_norm}" if several else ""
+            ax.plot(
+                growth.tokens, growth.share, color=colour, marker="o", markersize=3,
+                ls=NORM_DASHES.get(point.query_norm, "-"),
+                label=f"{point.num_experts:,} experts{norm}",
+            )  # fmt: skip
+            ax.fill_between(growth.tokens, growth.least, growth.most, color=colour, alpha=0.15)
+        ax.set(xscale="log", ylim=(0, 1.05), xlabel="validation tokens")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: count_label(tokens)))
+        ax.set_ylabel("share of the experts read")
+        heads = {(g.point.num_heads, g.point.experts_per_head) for g in growths}
+        told = ", ".join(f"h {h}, k {k}" for h, k in sorted(heads))
+        ax.set_title(f"{budget_label(budget)} training FLOPs, {told}")
+        ax.legend(fontsize=7)
     return figure
 
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from analysis.fitting import student_quantile
 from analysis.isoflop import IsoflopFit
 from analysis.laws import power_law
-from analysis.load import not_causal, usable
+from analysis.load import display_name, usable
 from analysis.profile import Profile
 from peer_scaling.record import budget_label
 
@@ -118,11 +118,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.savefig(paths[0], dpi=150, metadata={"Software": None})
         figure.savefig(paths[1], metadata={"Date": None})
     return paths
-
-
-def display_name(variant: str, frame: pd.DataFrame) -> str:
-    """The variant, marked if its loss is that of a layer that sees later tokens."""
-    return f"{variant} (not causal)" if variant in not_causal(frame) else variant
 
 
 def count_label(count: float) -> str:

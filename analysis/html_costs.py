@@ -6,11 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.figures import display_name
 from analysis.html_points import bytes_label, seconds_label
 from analysis.html_results import budget_cell
 from analysis.html_table import NOT_RECORDED, Cell, table
-from analysis.load import usable
+from analysis.load import display_name, usable
 from analysis.markup import Html, paragraph, section
 from analysis.profile import Profile
 from analysis.study_report import StudyReport

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.figures import AXIS_LABELS, LOOKS, SPARE_LOOKS, count_label, display_name, looks
+from analysis.figures import AXIS_LABELS, LOOKS, SPARE_LOOKS, count_label, looks
 from analysis.html_points import excluded_why, minimum_text, run_text
-from analysis.load import usable
+from analysis.load import display_name, usable
 from analysis.markup import Html, element, section
 from analysis.profile import Profile
 from analysis.study_report import StudyReport

@@ -8,10 +8,9 @@ import pandas as pd
 from analysis.claims import Claim
 from analysis.conditions import Condition
 from analysis.equal_cost import View
-from analysis.figures import display_name
 from analysis.html_results import budget_cell
 from analysis.html_table import NOT_RECORDED, Cell, number, table
-from analysis.load import usable
+from analysis.load import display_name, usable
 from analysis.markup import Html, bullets, folded, paragraph, section
 from analysis.profile import Profile
 from analysis.study_report import StudyReport

@@ -11,7 +11,7 @@ from analysis.html_evidence import evidence_section, excluded_section
 from analysis.html_results import refusals, results_section
 from analysis.html_table import NOT_RECORDED
 from analysis.html_verdicts import answer, verdicts_section
-from analysis.load import usable
+from analysis.load import routed_name, usable
 from analysis.markup import Html, element, joined, paragraph, prose, section
 from analysis.report_card import card
 from analysis.schema import UNNAMED
@@ -76,8 +76,9 @@ def _main(report: StudyReport, title: str) -> Html:
 
 def _about(report: StudyReport) -> Html:
     rows = usable(report.frame)
+    names = ", ".join(routed_name(variant, report.frame) for variant in report.fit.variants)
     text = (
-        f"{len(rows)} of {len(report.frame)} runs are used: {', '.join(report.fit.variants)} at "
+        f"{len(rows)} of {len(report.frame)} runs are used: {names} at "
         f"{len(report.fit.budgets)} budgets, {rows['seed'].nunique()} seeds."
     )
     return paragraph(text, "quiet")

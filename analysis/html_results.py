@@ -6,9 +6,11 @@ from analysis import tables
 from analysis.captions import refusal_lines
 from analysis.claims import Claim
 from analysis.equal_cost import View
-from analysis.figures import count_label, display_name, interval
+from analysis.figures import count_label, interval
 from analysis.html_table import Cell, frame_table, number, table
 from analysis.isoflop import PowerLaw
+from analysis.leak import EXPLAINED, TITLE, leak_table
+from analysis.load import display_name
 from analysis.markup import Content, Html, bullets, element, paragraph, section
 from analysis.profile import Profile
 from analysis.study_report import StudyReport
@@ -45,6 +47,9 @@ def results_section(report: StudyReport) -> Html:
     use = tables.expert_use_table(fit, frame)
     if not use.empty:
         parts.append(frame_table(use, "Use of the experts at the best trained size"))
+    leaks = leak_table(frame)
+    if not leaks.empty:
+        parts += [frame_table(leaks, TITLE), paragraph(EXPLAINED, "quiet")]
     return section("results", "Tables", *parts)
 
 

@@ -30,9 +30,12 @@ from peer_scaling.record import budget_label
 __all__ = [
     "AnalysisError",
     "as_frame",
+    "display_name",
     "excluded",
     "load_runs",
     "not_causal",
+    "routed_name",
+    "routings",
     "usable",
 ]
 ONLINE = "wandb:"
@@ -99,8 +102,35 @@ def excluded(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def not_causal(frame: pd.DataFrame) -> set[str]:
-    """The variants whose loss is that of a layer that sees later tokens."""
-    return set(frame.loc[frame["causal"].isin([False]), "variant"])
+    """The variants whose loss is that of a layer that sees later tokens; by the runs that are used,
+    if there are any.
+    """
+    counted = frame["excluded"].isna() | ~frame["variant"].isin(usable(frame)["variant"])
+    return set(frame.loc[counted & frame["causal"].isin([False]), "variant"])
+
+
+def routings(frame: pd.DataFrame) -> dict[str, str]:
+    """By variant, of those that were trained with a routing that sees later tokens and are ranked
+    by a causal one: which.
+    """
+    rows = usable(frame)
+    rows = rows.loc[rows["routing"].notna()]
+    return dict(zip(rows["variant"], rows["routing"], strict=True))
+
+
+def display_name(variant: str, frame: pd.DataFrame) -> str:
+    """The variant, marked if its loss is that of a layer that sees later tokens, or is not with the
+    routing of its training.
+    """
+    return (
+        f"{variant} (not causal)" if variant in not_causal(frame) else routed_name(variant, frame)
+    )
+
+
+def routed_name(variant: str, frame: pd.DataFrame) -> str:
+    """The variant, marked if its loss is not with the routing of its training."""
+    routing = routings(frame).get(variant)
+    return f"{variant} ({routing} routing)" if routing else variant
 
 
 def as_frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.fitting import CONFIDENCE
 from analysis.isoflop import AXES
-from analysis.load import AnalysisError, load_runs, not_causal
+from analysis.load import AnalysisError, display_name, load_runs
 from analysis.predict import Prediction, predict
 from analysis.prediction_file import Checked, check, read, save
 from analysis.routes import QUANTITIES, Route
@@ -52,17 +52,16 @@ def run(arguments: argparse.Namespace) -> None:
             raise AnalysisError(f"--budget {found.budget:g}: {why}; --force predicts all the same")
         print(f"warning: --budget {found.budget:g}: {why}", file=sys.stderr)
     choice = runnable(frame, found.variant, found.axis, found.best.N.value, found.budget)
-    print(prediction_text(found, choice, found.variant in not_causal(frame)))
+    print(prediction_text(found, choice, display_name(found.variant, frame)))
     if arguments.save:
         path = save(found, choice, frame, arguments.save, datetime.now(UTC))
         print(f"\nsaved to {path}")
 
 
-def prediction_text(found: Prediction, choice: Runnable, sees_later: bool = False) -> str:
-    """The prediction, as Markdown."""
-    marked = " (not causal)" if sees_later else ""
+def prediction_text(found: Prediction, choice: Runnable, name: str) -> str:
+    """The prediction, as Markdown, of a variant by the name that it is shown with."""
     lines = [
-        f"# {found.variant}{marked} at {budget_label(found.budget)} training FLOPs",
+        f"# {name} at {budget_label(found.budget)} training FLOPs",
         f"study {found.study}; {found.factor:.3g} times its largest budget, "
         f"{budget_label(found.largest_budget)}; N = {found.axis}; intervals of "
         f"{100 * found.level:g} %",

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import exp
 from pathlib import Path
 from typing import Any
 
 from analysis.csv_runs import read_table
-from analysis.schema import AnalysisError, tidy
+from analysis.schema import MAX_LOSS, AnalysisError, tidy
 from peer_scaling.record import (
     HISTORY,
     PLAN,
@@ -21,6 +22,8 @@ SETTINGS = "ffw_settings"
 
 OF_THE_LAYER = ("num_experts", "num_heads", "experts_per_head", "query_norm")
 """Settings of a sparse layer that are columns of the frame."""
+TOP_1 = "top1"
+"""The causal route that is reported beside the one that ranks."""
 
 
 def record_rows(root: Path) -> list[dict[str, Any]]:
@@ -38,7 +41,31 @@ def record_row(record: RunRecord) -> dict[str, Any]:
     settings = repr(sorted(own.items()) if isinstance(own, Mapping) else own)
     told = {"dropless": _dropless(own), "device": _device(record.environment)}
     layer = {name: own.get(name) for name in OF_THE_LAYER} if isinstance(own, Mapping) else {}
-    return {**tidy({**asdict(record), **flops, **told, **layer}), SETTINGS: settings}
+    values = {**asdict(record), **flops, **told, **layer, **_ranked(record)}
+    return {**tidy(values), SETTINGS: settings}
+
+
+def _ranked(record: RunRecord) -> dict[str, Any]:
+    """What ranks a layer that is not causal, where the record has it: the loss with the first of
+    its causal routes, which was fixed before any loss was known, and what follows from that loss.
+    """
+    if record.causal is not False or not record.causal_losses:
+        return {}
+    routing, loss = next(iter(record.causal_losses.items()))
+    loss = loss if isinstance(loss, int | float) else None
+    told = {"routing": routing, "causal": True, "dropless": True, "loss": loss}
+    told |= {"loss_as_trained": record.loss, "loss_top1": record.causal_losses.get(TOP_1)}
+    return told | {"perplexity": None, "bits_per_byte": None} | _scaled(record, loss)
+
+
+def _scaled(record: RunRecord, loss: float | None) -> dict[str, float]:
+    """Perplexity and bits per byte of another loss on the record's tokens."""
+    if loss is None or not 0 < loss < MAX_LOSS:
+        return {}  # the row is excluded
+    scaled = {"perplexity": exp(loss)}
+    if record.bits_per_byte is not None and record.loss:
+        scaled["bits_per_byte"] = record.bits_per_byte * (loss / record.loss)
+    return scaled
 
 
 def _dropless(ffw: object) -> bool | None:

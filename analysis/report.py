@@ -19,6 +19,7 @@ from analysis.captions import (
 )
 from analysis.compare import ComputeMultiplier, compute_multiplier
 from analysis.isoflop import IsoflopFit, PowerLaw, fit_isoflop
+from analysis.leak import EXPLAINED, TITLE, find_leaks, leak_table
 from analysis.load import AnalysisError, load_runs, not_causal, usable
 from peer_scaling.record import budget_label
 
@@ -77,6 +78,8 @@ def write(report: IsoflopReport, folder: Path) -> list[Path]:
         "power_laws": tables.with_causality(tables.laws_table(fit), frame),
         "multipliers": tables.with_causality(tables.multiplier_table(report.multipliers), frame),
     }
+    leaks = find_leaks(frame)
+    frames |= {"leak": pd.DataFrame(map(vars, leaks))} if leaks else {}
     for name, table in frames.items():
         paths.append(folder / f"{name}.csv")
         table.to_csv(paths[-1], index=False)
@@ -102,6 +105,7 @@ def summary(report: IsoflopReport) -> str:
         tables.to_markdown(tables.nats_below_dense(fit, frame)),
         "He 2024, Table 1, C4 (other scale, data and vocabulary; the gap is what can be compared):",
         tables.to_markdown(tables.published_nats_below_dense()),
+        *_leak_parts(frame),
         *_expert_use_parts(report),
         "## Compute multiplier (FLOPs that dense needs for the same loss, over the budget)",
         *(
@@ -118,6 +122,11 @@ def summary(report: IsoflopReport) -> str:
         _caveat(seeds, len(fit.budgets)),
     ]
     return "\n\n".join(parts)
+
+
+def _leak_parts(frame: pd.DataFrame) -> list[str]:
+    table = leak_table(frame)
+    return [] if table.empty else [f"## {TITLE}", tables.to_markdown(table), EXPLAINED]
 
 
 def _expert_use_parts(report: IsoflopReport) -> list[str]:

@@ -138,6 +138,7 @@ _LABELS = (
     Column("causal", Kind.FLAG),
     Column("query_norm", Kind.NAME),
     Column("dropless", Kind.FLAG),
+    Column("routing", Kind.NAME),
     Column("device", Kind.TEXT),
     Column("protocol", Kind.TEXT),
     Column("finished_at", Kind.TIME),
@@ -180,6 +181,8 @@ _ANY = (
     Column("expert_usage", Kind.NUMBER, "share of the experts"),
     Column("expert_unevenness", Kind.NUMBER, "nats"),
     Column("train_loss", Kind.NUMBER, "nats per token"),
+    Column("loss_as_trained", Kind.NUMBER, "nats per token"),
+    Column("loss_top1", Kind.NUMBER, "nats per token"),
 )
 COLUMNS = (*_LABELS, *_POSITIVE, *_NOT_NEGATIVE, *_ANY, Column("excluded", Kind.TEXT))
 """The frame's, in its order; `docs/data-format.md` says what they mean."""

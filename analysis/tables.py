@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare import ComputeMultiplier
-from analysis.figures import display_name
 from analysis.isoflop import ORDER, IsoflopFit, PowerLaw
-from analysis.load import not_causal, usable
+from analysis.load import display_name, not_causal, usable
 from peer_scaling.record import budget_label
 
 BASELINE = "dense"
@@ -166,10 +165,13 @@ def to_latex(table: pd.DataFrame) -> str:
     )
 
 
-def write_table(table: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write a table as .md, .tex and .csv."""
+def write_table(
+    table: pd.DataFrame, folder: Path, name: str, csv_only: Sequence[str] = ()
+) -> list[Path]:
+    """Write a table as .md, .tex and .csv; some columns into the last alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"md": to_markdown(table), "tex": to_latex(table), "csv": table.to_csv().rstrip("\n")}
+    read = table.drop(columns=list(csv_only))
+    texts = {"md": to_markdown(read), "tex": to_latex(read), "csv": table.to_csv().rstrip("\n")}
     paths = []
     for suffix, text in texts.items():
         paths.append(folder / f"{name}.{suffix}")

@@ -24,7 +24,7 @@ from analysis.evidence import (
 )
 from analysis.gaps import Pair, find_gaps
 from analysis.isoflop import IsoflopFit, fit_isoflop
-from analysis.load import AnalysisError, as_frame
+from analysis.load import AnalysisError, as_frame, routed_name
 from analysis.profile import Profile
 from analysis.tuning import equal_tuning, learning_rates_interior
 
@@ -193,7 +193,10 @@ def _protocols(study: Study, recounts: tuple[Recount, ...]) -> list[Protocol]:
 
 
 def _causal(study: Study, profile: Profile) -> Condition:
-    return flag(study, profile, "causal", NOT_CAUSAL)
+    found = flag(study, profile, "causal", NOT_CAUSAL)
+    name = routed_name(profile.variant, study.frame)
+    told = found.met and name != profile.variant
+    return replace(found, evidence=f"{name}: causal") if told else found
 
 
 def _dropless(study: Study, profile: Profile) -> Condition:

@@ -2,8 +2,8 @@
 
 `threshold` needs a cutoff for each expert: the mean over forward passes on training text of the
 least router score with which the expert took a token, when it takes as many as in training. It is
-measured when training has ended and not kept during it: the weights that it belongs to are the
-final ones (docs/deviations.md).
+measured after training, on its last batches, and not as a running mean during it: so it belongs to
+the final weights, and no state of training changes (docs/deviations.md).
 
 Shape suffixes: B sequences, T time, N experts.
 """

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,6 +19,7 @@ from analysis.load import AnalysisError, as_frame, excluded, load_runs, usable
 from analysis.profile import ProfileStatus
 from analysis.schema import COLUMNS, NUMERIC, validate
 from conftest import ROOT
+from peer_scaling.publish import write_record
 from peer_scaling.record import RECORD, read_record
 from peer_scaling.track import RunLabels, TrackerConfig, WandbTracker, record_summary
 
@@ -93,6 +95,18 @@ def test_online_runs_load_like_records_and_are_filtered_by_the_server(study, mon
     frame = load_runs("wandb:me/mine", "isoflop_laptop")
     assert api.asked == [("me/mine", {"group": "isoflop_laptop"}, False)]
     assert_frame_equal(frame, load_runs(study), check_exact=True)
+
+
+def test_a_run_that_a_causal_route_ranks_is_the_same_from_each(tmp_path):
+    record = read_record(next(COMMITTED.glob("moe-*-2e10-s0-*")) / RECORD)
+    record = replace(record, causal_losses={"threshold": record.loss + 0.1, "top1": 3.0})
+    write_record(record, tmp_path / "records" / record.run_id)
+    mirror(record, tmp_path / "offline")
+    frame = load_runs(tmp_path / "records")
+    assert frame[["routing", "loss_top1"]].to_numpy().tolist() == [["threshold", 3.0]]
+    write_csv(frame, tmp_path / "runs.csv")
+    for again in map(load_runs, (tmp_path / "runs.csv", tmp_path / "offline")):
+        assert_frame_equal(again, frame, check_exact=True)
 
 
 def test_the_columns_are_those_of_the_schema_and_numbers_are_float64(study):

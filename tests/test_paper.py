@@ -1,16 +1,22 @@
 """Tables 1 and 2, figures 3a and 3b, from runs that are made up."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.captions import num_experts_caption, num_heads_caption
 from analysis.experts import experts_study
-from analysis.experts_figures import plot_num_experts, plot_num_heads
+from analysis.experts_figures import plot_num_experts, plot_num_heads, plot_usage_growth
 from analysis.isoflop import fit_isoflop
 from analysis.load import AnalysisError, as_frame, load_runs
 from analysis.paper_command import write_figures, write_tables
 from analysis.paper_tables import published_table1, table1, table2
+from analysis.usage_growth import growth_table, usage_growth
 from conftest import ROOT
+from peer_scaling.publish import write_record
+from reported import record_of
 
 COMMITTED = ROOT / "docs" / "figures" / "isoflop_laptop"
 NOISE = 0.01
@@ -32,7 +38,8 @@ def runs(cells, seeds=3):
                     "budget": 6e10, "flops": 6e10, "seed": seed, "num_params_total": N + num_experts,
                     "num_params_active": N, "tokens": 1e6, "loss": loss, "num_experts": num_experts,
                     "num_heads": heads, "experts_per_head": per_head, "query_norm": norm,
-                    "expert_usage": 0.5, "expert_unevenness": 1.0, "study": "made_up",
+                    "expert_usage": 0.5, "expert_unevenness": 1.0, "val_tokens": 131072, "study": "made_up",
+                    "run_id": f"n{num_experts}-h{heads}-k{per_head}-{norm}-{size}-s{seed}",
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -51,6 +58,14 @@ def test_table_2_has_a_column_per_number_and_norm_at_the_best_size():
     assert table.loc["perplexity", "1,024 none"] == f"{np.exp(of.mean()):.2f}"
     assert table.loc["perplexity, He 2024", "16,384 batch"] == "23.47"
     assert table.loc["perplexity, He 2024", "256 batch"] == ""
+    assert table.loc["effective experts", "16,384 none"] == f"{16384 / np.e:,.0f}"
+    assert set(table.loc["validation tokens"]) == {"131,072"}
+    frame.loc[frame["seed"] == 1, "val_tokens"] = 65536
+    some = table2(experts_study(frame), 6e10)
+    assert set(some.loc["validation tokens"]) == {"65,536 to 131,072"}
+    unknown = table2(experts_study(frame.assign(val_tokens=np.nan, expert_unevenness=np.nan)), 6e10)
+    for row in ("validation tokens", "effective experts"):
+        assert set(unknown.loc[row]) == {"not recorded"}
 
 
 def test_margins_are_those_of_the_spread_between_seeds():
@@ -106,3 +121,90 @@ def test_table_1_is_in_the_papers_layout():
     assert ours.loc["moe (not causal) (1.6e11)", "perplexity at the minimum"] == "flat"
     assert theirs.loc["peer (6e18)", "nats below dense, C4"] == "+0.145"
     assert theirs.shape == (8, 6)
+
+
+def records_of(frame, growth):
+    """Of its runs; `growth` by seed and number of experts."""
+    return [
+        replace(record_of(row | {"status": "done", "causal": True}), expert_usage_growth=growth(row["seed"], row["num_experts"]))
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+
+
+def test_growth_is_mean_and_range_over_the_runs_that_have_it():
+    frame = as_frame(runs(TABLE2))
+    study = experts_study(frame)
+
+    def growth(seed, num_experts):
+        if seed == 2:
+            return {}
+        extra = {"2048": 0.9} if seed else {}
+        return {
+            "512": 0.1 + 0.2 * seed,
+            "1024": 256 / num_experts,
+            "x": 0.5,
+            "0": 0.5,
+            "9": 2.0,
+        } | extra
+
+    found = usage_growth(study, 6e10, records_of(frame, growth))
+    assert [g.point.num_experts for g in found] == [256, 256, 1024, 1024, 16384, 16384]
+    for g in found:
+        assert (g.num_runs, g.tokens) == (2, (512, 1024))
+        assert g.share == pytest.approx((0.2, 256 / g.point.num_experts))
+        assert (g.least[0], g.most[0]) == pytest.approx((0.1, 0.3))
+    table = growth_table(found)
+    assert table["val_tokens"].tolist() == [512, 1024] * 6
+    (ax,) = plot_usage_growth(found, 6e10).axes
+    assert [line.get_label() for line in ax.lines][:2] == [
+        "256 experts, query norm batch",
+        "256 experts, query norm none",
+    ]
+    assert len({line.get_color() for line in ax.lines}) == 3
+    assert ax.get_xscale() == "log"
+    assert list(ax.lines[0].get_ydata()) == list(found[0].share)
+    with pytest.raises(AnalysisError, match="none of 6 settings has runs with"):
+        usage_growth(study, 6e10, records_of(frame, lambda *_: {}))
+
+
+def test_growth_and_captions_are_written_from_records(tmp_path):
+    frame = as_frame(runs(TABLE2))
+    for number, record in enumerate(records_of(frame, lambda *_: {"512": 0.25, "1024": 0.5})):
+        layer = frame.iloc[number][["num_experts", "num_heads", "experts_per_head"]].astype(int)
+        norm = {"name": "peer", "query_norm": frame["query_norm"][number]}
+        config = {"ffw": layer.to_dict() | norm}
+        write_record(replace(record, config=config), tmp_path / "made_up" / record.run_id)
+    write_record(replace(record, run_id="bad", status="diverged", reason="nan", loss=None), tmp_path / "made_up" / "bad")  # fmt: skip
+    lines = write_figures(str(tmp_path / "made_up"), None, tmp_path / "out")
+    (line,) = (line for line in lines if line.startswith("usage growth at 6e10: "))
+    names = ["usage_growth_6e10.png", "usage_growth_6e10.svg", "usage_growth_6e10.caption.md", "usage_growth_6e10.csv"]  # fmt: skip
+    assert [path.rpartition("/")[2] for path in line.split(": ")[1].split(", ")] == names
+    table = pd.read_csv(tmp_path / "out" / "usage_growth_6e10.csv")
+    assert set(table["expert_usage"]) == {0.25, 0.5}
+    for name in ("figure3a_6e10", "usage_growth_6e10"):
+        caption = (tmp_path / "out" / f"{name}.caption.md").read_text()
+        assert "at 6e10 training FLOPs" in caption
+        assert "- bad: diverged: nan" in caption
+        points = [line for line in caption.splitlines() if line.startswith("- N ")]
+        assert len(points) == 6
+
+
+@pytest.mark.parametrize(("caption", "cells"), [(num_experts_caption, TABLE2), (num_heads_caption, FIGURE3B)])  # fmt: skip
+def test_captions_of_figures_3a_and_3b(caption, cells):
+    rows = pd.concat([runs(cells), runs([(512, 16, 1, "layer")])], ignore_index=True)
+    frame = as_frame(rows)
+    frame.loc[0, "excluded"] = "superseded by another"
+    study = experts_study(frame)
+    text = caption(study, 6e10, frame)
+    assert "6e10 training FLOPs" in text
+    assert "Bars are 95 % intervals" in text
+    assert f"- {frame['run_id'][0]}: superseded by another" in text
+    assert f"from {len(frame) - 1} of {len(frame)} runs" in text
+    shown, others = text.split("that are no points")
+    drawn = len(cells) + (caption is num_experts_caption)
+    assert shown.count("- N ") == drawn
+    assert others.count("- N 512, h 16, k 1, query norm layer") == len(cells) + 1 - drawn
+    one = next(p for p in study.points if p.num_experts == cells[0][0])
+    assert f"{one.loss:.4f} +- {one.margin:.4f}; {one.size} of d16_l2, d24_l2; 3 run(s)" in text
+    alone = as_frame(runs(cells, seeds=1))
+    assert "There are no intervals" in caption(experts_study(alone), 6e10, alone)
