@@ -16,11 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from peer_scaling.distributed import ALONE, World
+from peer_scaling.kernels.dispatch import use_backend
 from peer_scaling.leaks import BITS, COARSE, DOUBLE, LABELS, Leak, Search
 from peer_scaling.parallel import Losses
 from peer_scaling.probing import Probe, in_float64, untouched
 
-NOT_RUN = "not run: parallel=fsdp keeps parts of the model"
+NOT_RUN = "not run"
+WHOLE = "parallel=fsdp keeps parts of the model"
+"""Why it is not, there."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class CausalityReport:
     """Whether, in training, a token's output depends on other sequences: no leak, but a fact. Not
     asked of a model that leaks in evaluation."""
     seconds: float
+    not_run: str | None = None
+    """Why nothing is known."""
 
     def reason(self, causal: bool) -> str | None:
         """Why a run's numbers must not be used: what is found in a model that is declared causal,
@@ -42,7 +47,9 @@ class CausalityReport:
         return "leak: " + "; ".join(map(str, found)) if found else None
 
     def outcome(self, causal: bool) -> str:
-        """For the record: `passed`, `leaks`, or `leaks, as declared`."""
+        """For the record: `passed`, `leaks`, `leaks, as declared`, or `not run` and why."""
+        if self.not_run:
+            return f"{NOT_RUN}: {self.not_run}"
         if self.reason(causal):
             return "leaks"
         return "leaks, as declared" if self.leaks else "passed"
@@ -80,7 +87,9 @@ def probe(
             coupled, later = search.in_training()
         if later or not clean:
             tolerance = DOUBLE if device.type in ("cpu", "cuda") else COARSE
-            with in_float64(losses) if tolerance is DOUBLE else nullcontext():
+            # `auto`: a backend that a user asked for by name may know no float64.
+            precise = in_float64(losses) if tolerance is DOUBLE else nullcontext()
+            with precise, use_backend("auto"):
                 leaks = tuple(Search(losses, tokens, tolerance, world).leaks())
         if not (clean or leaks):
             coupled, later = search.in_training()

@@ -1,12 +1,9 @@
 """The command `peer-eval`: a trained model on the evaluation sets, or as a folder to share."""
 
 import argparse
-import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from peer_scaling.config import bind, plain_values
-from peer_scaling.data import TrainingBatches, Windows
 from peer_scaling.display import table_text
 from peer_scaling.errors import (
     EXIT_DONE,
@@ -27,22 +23,17 @@ from peer_scaling.errors import (
     without_secrets,
 )
 from peer_scaling.eval_sets import EvalSet
-from peer_scaling.evaluation import AS_TRAINED, evaluate_set, write_evaluation
+from peer_scaling.evaluator import evaluate_run
 from peer_scaling.expert_file import write_experts
 from peer_scaling.export import export
-from peer_scaling.ffw.base import THRESHOLD
-from peer_scaling.parallel import Losses
 from peer_scaling.paths import config_folder
-from peer_scaling.plan import make_plan
 from peer_scaling.publish import WEIGHTS
-from peer_scaling.record import EVALUATION, RECORD
-from peer_scaling.routes import CALIBRATION_TOKENS, expert_cutoffs
-from peer_scaling.scoring import Encoded, Scores, score
+from peer_scaling.record import RECORD
 from peer_scaling.step import pick_device
-from peer_scaling.tokenizer import Tokenizer
-from peer_scaling.trained import Trained, corpus_of, load_trained, tokenizer_of
+from peer_scaling.trained import Trained, corpus_of, load_trained
 
 CONFIG = "peer_eval"
+DEVICES = ("cpu", "cuda", "mps")
 MEASURES = {
     "token ppl": "token_perplexity",
     "word ppl": "word_perplexity",
@@ -72,6 +63,10 @@ class EvalOptions:
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         unknown = [name for name in self.only or () if name not in self.sets]
+        empty = [name for name, own in self.sets.items() if not isinstance(own, Mapping)]
+        problems += [
+            f"sets.{name}={self.sets[name]} is no set; leave it out by only" for name in empty
+        ]
         if unknown:
             problems.append(f"only={', '.join(unknown)} is unknown; use {', '.join(self.sets)}")
         if problems:
@@ -82,19 +77,24 @@ def main() -> None:
     """The console script: 0 if a set was evaluated or a model exported, 1 if nothing could be, 2
     for what a user can put right.
     """
-    arguments = _parser().parse_args()
+    arguments = _parser().parse_intermixed_args()
     overrides = [text for text in arguments.runs if "=" in text and not Path(text).exists()]
     named = [text for text in arguments.runs if text not in overrides]
     try:
         options, sets = options_from(overrides)
         folders = list(_runs(named))
+        unused = [text for text in overrides if not text.startswith("eval.device=")]
+        if unused and (arguments.export or arguments.experts):
+            raise UserError(f"{unused[0]}: nothing is evaluated with --export or --experts")
         if len(folders) > 1 and (arguments.export or arguments.experts):
             raise UserError(f"--export and --experts take one run, not {len(folders)}")
         if not folders:
             raise UserError(
                 f"{', '.join(named) or 'no RUN'}: nothing to evaluate; give a run's folder"
             )
-        code = max(_one(Path(folder), arguments, options, sets) for folder in folders)
+        code = max(
+            _each(Path(f), arguments, options, sets, alone=len(folders) == 1) for f in folders
+        )
     except UserError as error:
         for problem in error.problems:
             print(f"error: {without_secrets(problem)}", file=sys.stderr)
@@ -115,9 +115,12 @@ def options_from(overrides: Sequence[str]) -> tuple[EvalOptions, dict[str, EvalS
         cause = f" ({first_line(error.__cause__)})" if error.__cause__ else ""
         raise UserError(f"{first_line(error)}{cause}; conf/peer_eval.yaml has the keys") from error
     problems: list[str] = []
-    options = bind(EvalOptions, values.get("eval") or {}, "eval.", problems)
+    given = dict(values.get("eval") or {})
+    if isinstance(given.get("only"), str):
+        given["only"] = [given["only"]]
+    options = bind(EvalOptions, given, "eval.", problems)
     chosen = {
-        name: bind(EvalSet, values["eval"]["sets"][name], f"eval.sets.{name}.", problems)
+        name: bind(EvalSet, options.sets[name], f"eval.sets.{name}.", problems)
         for name in (options.only or options.sets if options else ())
     }
     if problems:
@@ -138,6 +141,23 @@ def _runs(named: Sequence[str]) -> Iterator[str]:
                 print(f"{run.name}: left out, no {WEIGHTS}")
 
 
+def _each(
+    folder: Path,
+    arguments: argparse.Namespace,
+    options: EvalOptions,
+    sets: dict[str, EvalSet],
+    alone: bool,
+) -> int:
+    """The exit code of a run; what is wrong with one of several stops no other."""
+    try:
+        return _one(folder, arguments, options, sets)
+    except UserError as error:
+        if alone:
+            raise
+        print(f"{folder.name}: left out: {without_secrets(first_line(error))}")
+        return EXIT_FAILED
+
+
 def _one(
     folder: Path, arguments: argparse.Namespace, options: EvalOptions, sets: dict[str, EvalSet]
 ) -> int:
@@ -145,13 +165,26 @@ def _one(
     if arguments.export:
         _export(trained, Path(arguments.export))
     if arguments.experts:
-        tokens = write_experts(trained, Path(arguments.experts))
+        tokens = write_experts(trained, Path(arguments.experts), device_of(options))
         print(f"{trained.record.run_id}: {arguments.experts}, of {tokens:,} validation tokens")
     if arguments.export or arguments.experts:
         return EXIT_DONE
-    entries = evaluate_run(trained, options, sets)
+    size, stride = options.batch_size, options.stride
+    entries = evaluate_run(trained, sets, device_of(options), batch_size=size, stride=stride)
     print(_table(trained.record.run_id, entries))
     return EXIT_DONE if any("results" in entry for entry in entries.values()) else EXIT_FAILED
+
+
+def device_of(options: EvalOptions) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        UserError: it is not there, or none that evaluates.
+    """
+    device = pick_device(options.device)
+    if device.type not in DEVICES:
+        raise UserError(f"eval.device={options.device}: use auto, {', '.join(DEVICES)}")
+    return device
 
 
 def _export(trained: Trained, folder: Path) -> None:
@@ -160,110 +193,16 @@ def _export(trained: Trained, folder: Path) -> None:
     print(f"{trained.record.run_id}: exported to {folder}")
 
 
-def evaluate_run(
-    trained: Trained, options: EvalOptions, sets: Mapping[str, EvalSet]
-) -> dict[str, dict[str, Any]]:
-    """Evaluate a run on sets and write its `evaluation.json`; the entries, by set. A set that
-    cannot be read has an entry with the reason.
-
-    Raises:
-        UserError: the run's tokenizer or the device is not there, or the stride is too long.
-    """
-    context = trained.run.data.context
-    stride = options.stride or max(1, context // 2)
-    if stride > context:
-        raise UserError(f"eval.stride={stride} exceeds the context of {context} tokens; lower it")
-    device = pick_device(options.device)
-    tokenizer = tokenizer_of(trained)
-    facts = _facts(trained, tokenizer, stride)
-    trained.model.to(device)
-    scorers = _scorers(trained, device, stride, options.batch_size)
-    causal = [routing for routing in scorers if trained.run.ffw.causal or routing != AS_TRAINED]
-    entries: dict[str, dict[str, Any]] = {}
-    for name, config in sets.items():
-        try:
-            entries[name] = evaluate_set(name, config, tokenizer, scorers, causal)
-        except UserError as error:
-            entries[name] = {"title": config.title, "missing": without_secrets(str(error))}
-    try:
-        replaced = write_evaluation(trained.folder, facts, entries)
-    except OSError as error:
-        raise UserError(f"{trained.folder}: no evaluation written ({error.strerror})") from error
-    if replaced:
-        print(f"{EVALUATION}: replaced, of another model or protocol: {', '.join(replaced)}")
-    return entries
-
-
-def _facts(trained: Trained, tokenizer: Tokenizer, stride: int) -> dict[str, Any]:
-    own = trained.run.data.tokenizer
-    weights = (trained.folder / WEIGHTS).read_bytes()
-    return {
-        "run_id": trained.record.run_id,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "tokenizer": {
-            "kind": own.kind,
-            "name": Path(own.name).name if own.name else None,
-            "vocab_size": own.vocab_size,
-            "sha256": tokenizer.fingerprint,
-        },
-        "context": trained.run.data.context,
-        "stride": stride,
-        "precision": trained.run.settings.precision,
-    }
-
-
-def _scorers(
-    trained: Trained, device: torch.device, stride: int, batch_size: int
-) -> dict[str, Callable[[list[Encoded]], Scores]]:
-    """By routing. A layer that compares tokens with others sees each window alone, and unpadded:
-    its result depends on the window, and on no other.
-    """
-    run, model = trained.run, trained.model
-    enabled = run.settings.precision == "bfloat16"
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-    common = {"context": run.data.context, "stride": stride, "autocast": autocast}
-    alone = batch_size if run.ffw.causal else 1
-    scorers = {AS_TRAINED: partial(score, model, batch_size=alone, **common)}
-    cutoff_N = _cutoffs(trained, device, autocast) if THRESHOLD in run.ffw.causal_routes else None
-
-    def routed(documents: list[Encoded], route: str) -> Scores:
-        with _taking(trained, route, cutoff_N):
-            return score(model, documents, batch_size=batch_size, **common)
-
-    return scorers | {route: partial(routed, route=route) for route in run.ffw.causal_routes}
-
-
-@contextmanager
-def _taking(trained: Trained, route: str, cutoff_N: torch.Tensor | None) -> Iterator[None]:
-    trained.model.swapped.take_route(route, cutoff_N)
-    try:
-        yield
-    finally:
-        trained.model.swapped.take_route(None)
-
-
-def _cutoffs(trained: Trained, device: torch.device, autocast: torch.autocast) -> torch.Tensor:
-    """From the last steps of training, as at its end."""
-    run, data = trained.run, trained.run.data
-    corpus = corpus_of(trained)
-    windows = Windows(corpus, "train", data.context)
-    batches = TrainingBatches(windows, run.settings.batch_size, data.seed, data.order)
-    last = make_plan(run.settings.budget, run.cost(), run.batch_tokens).steps
-    first = max(0, last - -(-CALIBRATION_TOKENS // run.batch_tokens))
-    parts = (
-        part_BT.to(device)
-        for step in range(first, last)
-        for part_BT in torch.from_numpy(batches.batch(step)).split(run.forward_sequences)
-    )
-    return expert_cutoffs(trained.model.swapped, Losses(trained.model), parts, autocast)
-
-
 def _table(run_id: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         _row(entry, result) for entry in entries.values() for result in entry.get("results", ())
     ]
-    missing = [f"missing: {e['missing']}" for e in entries.values() if "missing" in e]
-    return "\n".join([run_id, *([table_text(COLUMNS, rows)] if rows else []), *missing])
+    left = [
+        f"{e['title']}: {number:,} rows without text left out"
+        for e in entries.values()
+        if (number := e.get("counts", {}).get("without_text"))
+    ]
+    return "\n".join([run_id, *([table_text(COLUMNS, rows)] if rows else []), *left])
 
 
 def _row(entry: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]:
@@ -273,7 +212,7 @@ def _row(entry: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ...]
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
+    return "" if value is None else f"{value:,.0f}" if 1e4 <= value < 1e7 else f"{value:.4g}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -37,6 +37,8 @@ class Counts:
     """What a set holds, as far as it was read."""
 
     documents: int
+    without_text: int
+    """Rows with nothing to score, which are no documents."""
     tokens: int
     """Scored, of the model's tokenizer."""
     words: int
@@ -80,7 +82,7 @@ def perplexity(
         causal=causal,
         nats=nats,
         token_perplexity=_exp(nats / counts.tokens),
-        word_perplexity=_exp(nats / counts.words_lm_eval),
+        word_perplexity=_exp(nats / counts.words_lm_eval) if counts.words_lm_eval else None,
         bits_per_byte=nats / log(2) / counts.bytes,
         example_perplexity=_exp(nats / counts.documents) if by_example else None,
         accuracy=greedy / counts.documents if by_example else None,
@@ -100,6 +102,9 @@ class Counter:
 
     def add(self, text: Text, tokens: int) -> None:
         """Count a text of which so many tokens are scored."""
+        if not tokens:
+            self._numbers["without_text"] += 1
+            return
         counted, words = text.counted, text.counted.split()
         found = {
             "documents": 1,
@@ -179,8 +184,9 @@ def evaluate_set(
             "git_commit": git_commit(), "counts": asdict(counts), "results": results}  # fmt: skip
 
 
-def write_evaluation(folder: Path, facts: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
-    """Write the file; sets of an earlier evaluation with the same facts stay in it.
+def write_evaluation(folder: Path, facts: Mapping[str, Any], sets: Mapping[str, Any]) -> str | None:
+    """Write the file. What it had of the same model and protocol stays in it; a file of others is
+    kept under another name, and stays the file if none of `sets` has a result.
 
     Args:
         folder: of the run.
@@ -188,30 +194,37 @@ def write_evaluation(folder: Path, facts: Mapping[str, Any], sets: Mapping[str, 
         sets: entries by name; one without results has a `missing` reason.
 
     Returns:
-        Names of the sets that the file had with other facts, and has no more.
+        What became of a file of another model or protocol; None if there was none.
 
     Raises:
         OSError: it cannot be written.
     """
     path = folder / EVALUATION
-    there, same = _earlier(path, facts)
+    there, same, digest = _earlier(path, facts)
+    evaluated = any("results" in entry for entry in sets.values())
+    if there and not same and not evaluated:
+        return f"{EVALUATION}: of another model or protocol, left as it is"
     kept = {
         name: entry
         for name, entry in there.items()
         if same and (name not in sets or ("missing" in sets[name] and "missing" not in entry))
     }
+    aside = path.with_name(f"{path.stem}-{digest}{path.suffix}") if there and not same else None
+    if aside:
+        write_atomically(aside, path.read_text(encoding="utf-8"), "evaluation")
     content = {"schema": SCHEMA, **facts, "sets": {**sets, **kept}}
     write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n", "evaluation")
-    return [] if same else sorted(there)
+    return f"{EVALUATION}: that of another model or protocol is {aside.name} now" if aside else None
 
 
-def _earlier(path: Path, facts: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """(The sets of the file, whether they are of the same model and protocol.)"""
+def _earlier(path: Path, facts: Mapping[str, Any]) -> tuple[dict[str, Any], bool, str]:
+    """(The sets of the file, whether they are of the same model and protocol, a hash of it.)"""
     if path.is_symlink() or not path.is_file():
-        return {}, False
+        return {}, False, ""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        content = json.loads(raw)
         same = content["schema"] == SCHEMA and all(content[k] == v for k, v in facts.items())
-        return dict(content["sets"]), same
+        return dict(content["sets"]), same, hashlib.sha256(raw).hexdigest()[:8]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return {}, False
+        return {}, False, ""

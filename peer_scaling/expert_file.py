@@ -5,43 +5,48 @@ from pathlib import Path
 import torch
 
 from peer_scaling.data import Windows
+from peer_scaling.durable import write_atomically
 from peer_scaling.errors import UserError
 from peer_scaling.evaluate import ExpertUse, num_batches
+from peer_scaling.evaluator import autocast_of
 from peer_scaling.trained import Trained, corpus_of
 
 COLUMNS = "expert,score,choices"
 
 
-def write_experts(trained: Trained, path: Path) -> int:
+def write_experts(trained: Trained, path: Path, device: torch.device) -> int:
     """Write a row per expert: its number, the router score that it got, how often it was chosen;
     over the validation tokens of the final evaluation, which are returned.
 
     Raises:
         UserError: the model has no experts, its corpus is not there, or `path` cannot be written.
     """
-    use, tokens = expert_use(trained)
+    if path.suffix != ".csv":
+        raise UserError(f"--experts {path}: the file's name must end in .csv")
+    use, tokens = expert_use(trained, device)
     if use.score_N is None or use.choices_N is None:
         raise UserError(f"--experts: ffw={trained.run.ffw_name} has no experts; leave it out")
     numbers = zip(use.score_N.tolist(), use.choices_N.tolist(), strict=True)
     rows = [f"{number},{score!r},{choices:.0f}" for number, (score, choices) in enumerate(numbers)]
     try:
-        path.write_text("\n".join([COLUMNS, *rows]) + "\n", encoding="utf-8")
+        write_atomically(path, "\n".join([COLUMNS, *rows]) + "\n", "evaluation")
     except OSError as error:
         raise UserError(f"--experts {path}: cannot be written ({error.strerror})") from error
     return tokens
 
 
 @torch.no_grad()
-def expert_use(trained: Trained) -> tuple[ExpertUse, int]:
+def expert_use(trained: Trained, device: torch.device) -> tuple[ExpertUse, int]:
     """(scores and choices of the experts, validation tokens), batch by batch as at the end of
     training.
     """
-    run, use = trained.run, ExpertUse()
+    run, use, model = trained.run, ExpertUse(), trained.model.to(device)
     windows = Windows(corpus_of(trained), "validation", run.data.context)
     size, whole = run.forward_sequences, run.settings.batch_size
     batches = num_batches(run.eval, windows, whole) * (whole // size)
     for first in range(0, batches * size, size):
         numbers_B = torch.arange(first, first + size).numpy()
-        tokens_BT = torch.from_numpy(windows.read(numbers_B))
-        use.add(trained.model(tokens_BT[:, :-1]).stats)
+        tokens_BT = torch.from_numpy(windows.read(numbers_B)).to(device)
+        with autocast_of(run, device):
+            use.add(model(tokens_BT[:, :-1]).stats)
     return use, batches * size * run.data.context

@@ -10,7 +10,6 @@ from typing import Any, final
 import torch
 
 from peer_scaling import machine
-from peer_scaling.causality import NOT_RUN
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.display import Progress, run_name
 from peer_scaling.distributed import ALONE, World
@@ -74,9 +73,9 @@ def train(
         loop = Loop(planned, corpus, stepper, saver, history, course, stop)
         evaluation, causal_losses, leak = loop.run()
     peak_memory = machine.peak_memory_bytes(device)
-    report = stepper.probe()
     if run.settings.save_model:
         save_weights(state.model, planned.folder, world)
+    report = stepper.probe()
     digest = state.digest()
     world.check_same(digest)
     return {
@@ -90,8 +89,8 @@ def train(
         "expert_usage_growth": {str(n): u for n, u in evaluation.expert_usage_growth.items()},
         "state_digest": digest,
         "peak_memory_bytes": peak_memory,
-        "causality_gate": report.outcome(run.ffw.causal) if report else NOT_RUN,
-        "leak": world.first(lambda: (report and report.reason(run.ffw.causal)) or leak),
+        "causality_gate": report.outcome(run.ffw.causal),
+        "leak": world.first(lambda: report.reason(run.ffw.causal) or leak),
     }
 
 

@@ -41,7 +41,7 @@ class Scores:
     tokens_D: np.ndarray
     """How many they are, int64."""
     greedy_D: np.ndarray
-    """Whether each of them is the most likely one, bool."""
+    """Whether each of them is the most likely one, and there is one, bool."""
 
 
 class Window(NamedTuple):
@@ -100,7 +100,7 @@ def score(
             nats_D[window.document] += nats.sum()
             greedy_D[window.document] &= greedy.all()
     tokens_D = np.array([max(0, len(e.tokens) - e.first) for e in documents], dtype=np.int64)
-    return Scores(nats_D, tokens_D, greedy_D)
+    return Scores(nats_D, tokens_D, greedy_D & (tokens_D > 0))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from peer_scaling.adamw import AdamW, clip_gradients
-from peer_scaling.causality import CausalityReport, probe
+from peer_scaling.causality import WHOLE, CausalityReport, probe
 from peer_scaling.data import Corpus, TrainingBatches, Windows
 from peer_scaling.errors import UserError, first_line
 from peer_scaling.evaluate import Evaluation, evaluate, num_batches
@@ -141,25 +141,32 @@ class Stepper:
             return expert_cutoffs(ffw, losses, parts, autocast, self.world)
 
         def scored() -> float:
-            report = self.probe()
-            leaks.extend(filter(None, [report and report.reason(causal=True)]))
+            leaks.extend(filter(None, [self.probe().reason(causal=True)]))
             return self.evaluate(corpus, check).loss
 
         return causal_losses(ffw, self._run.ffw, scored, cutoffs), "; ".join(leaks) or None
 
-    def probe(self) -> CausalityReport | None:
-        """Whether the model sees what it must not; None if no rank has the whole of it."""
+    def probe(self) -> CausalityReport:
+        """Whether the model sees what it must not. A probe that fails, for want of memory or of a
+        kernel, costs no run its result: the report says why it was not run.
+        """
         losses, data = self._parallel.whole, self._run.data
         if losses is None:
-            return None
-        return probe(
-            losses,
-            data.tokenizer.vocab_size,
-            data.context,
-            self._device,
-            world=self.world,
-            compiled=self._run.settings.compile,
-        )
+            return CausalityReport((), None, 0.0, not_run=WHOLE)
+        compiled = self._run.settings.compile
+        try:
+            return probe(
+                losses,
+                data.tokenizer.vocab_size,
+                data.context,
+                self._device,
+                world=self.world,
+                compiled=compiled,
+            )
+        except (RuntimeError, MemoryError, ValueError) as error:
+            if self.world.size > 1:  # the others wait in the middle of theirs
+                raise
+            return CausalityReport((), None, 0.0, f"{type(error).__name__}: {first_line(error)}")
 
     def _backward(self, tokens_BT: torch.Tensor, share: float) -> torch.Tensor:
         """Accumulate the gradient of `share` of the step's mean loss; the summed cross-entropy."""

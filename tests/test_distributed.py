@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import ranks
 from conftest import ROOT
-from peer_scaling.causality import NOT_RUN
+from peer_scaling.causality import NOT_RUN, WHOLE
 from peer_scaling.distributed import World, check_ranks, num_ranks
 from peer_scaling.errors import UserError
 from peer_scaling.kernels.segments import RowGradient
@@ -151,7 +151,7 @@ def test_two_processes_read_the_stream_of_one(pair, alone, name):
 def test_the_causality_gate_is_asked_by_all_ranks_or_none(pair, name):
     both = [ranks.seen(pair, name, rank) for rank in (0, 1)]
     expected = "leaks, as declared" if name == "moe" else "passed"
-    expected = NOT_RUN if name.endswith("fsdp") else expected
+    expected = f"{NOT_RUN}: {WHOLE}" if name.endswith("fsdp") else expected
     assert [seen["environment"]["causality_gate"] for seen in both] == [expected] * 2
     assert {seen["status"] for seen in both} == {"done"}
 

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import torch
 
-from peer_scaling import eval_command, eval_sets
-from peer_scaling.eval_command import evaluate_run, options_from
+from peer_scaling import eval_command, eval_sets, evaluator
+from peer_scaling.eval_command import options_from
+from peer_scaling.evaluator import evaluate_run
 from peer_scaling.record import EVALUATION
 from peer_scaling.train import run_once
 from peer_scaling.trained import load_trained
@@ -23,6 +26,7 @@ TEXT = [
     "data.tokenizer.vocab_size=257",
     "data.context=32",
 ]
+CPU = torch.device("cpu")
 SENTENCES = [
     f"The number of the year {year} was {year % 7}, and so it went on" for year in range(40)
 ]
@@ -90,8 +94,8 @@ def test_sets_are_evaluated_and_what_is_missing_is_said(folders, text_file, monk
 
 def test_bits_per_byte_of_bytes_is_the_token_loss(folders, text_file):
     """With a tokenizer of bytes both count the same things."""
-    options, sets = options_from(["eval.only=[c4]", f"eval.sets.c4.path={text_file}"])
-    entry = evaluate_run(load_trained(folders["dense"]), options, sets)["c4"]
+    _, sets = options_from(["eval.only=[c4]", f"eval.sets.c4.path={text_file}"])
+    entry = evaluate_run(load_trained(folders["dense"]), sets, CPU)["c4"]
     (result,), counts = entry["results"], entry["counts"]
     assert counts["tokens"] == counts["bytes"] == sum(map(len, SENTENCES))
     assert 2 ** result["bits_per_byte"] == pytest.approx(result["token_perplexity"], rel=1e-12)
@@ -105,18 +109,24 @@ def test_sets_of_an_earlier_evaluation_stay(folders, text_file, monkeypatch, cap
     kept = evaluation(folder)["sets"]
     assert all("results" in kept[name] for name in ("pile", "c4"))
     other = ["eval.only=[lambada]", f"eval.sets.lambada.path={text_file}", "eval.stride=8"]
+    before = evaluation(folder)
+    _, out, _ = command(monkeypatch, capsys, folder, "eval.only=[c4]", "eval.stride=8")
+    assert "of another model or protocol, left as it is" in out  # nothing was evaluated
+    assert evaluation(folder) == before
     _, out, _ = command(monkeypatch, capsys, folder, *other)  # another protocol: not mixed
-    assert "replaced, of another model or protocol: c4, pile" in out
     assert list(evaluation(folder)["sets"]) == ["lambada"]
+    (aside,) = folder.glob("evaluation-*.json")
+    assert f"that of another model or protocol is {aside.name} now" in out
+    assert json.loads(aside.read_text()) == before
+    aside.unlink()
 
 
 @pytest.mark.parametrize("ffw", ["dense", "moe", "peer"])
 def test_the_batch_size_does_not_matter(folders, text_file, ffw):
     found = []
     for size in (1, 5, 64):
-        arguments = ["eval.only=[c4]", f"eval.sets.c4.path={text_file}", f"eval.batch_size={size}"]
-        options, sets = options_from(arguments)
-        entry = evaluate_run(load_trained(folders[ffw]), options, sets)["c4"]
+        _, sets = options_from(["eval.only=c4", f"eval.sets.c4.path={text_file}"])
+        entry = evaluate_run(load_trained(folders[ffw]), sets, CPU, batch_size=size)["c4"]
         found.append([r["nats"] / entry["counts"]["tokens"] for r in entry["results"]])
     for other in found[1:]:
         assert other == pytest.approx(found[0], abs=1e-4)
@@ -140,14 +150,13 @@ def test_cutoffs_are_those_of_the_end_of_training(folders):
     """On the study's own validation tokens, the command's threshold routing gives the record's loss."""
     from peer_scaling.data import Windows
     from peer_scaling.scoring import Encoded
-    from peer_scaling.step import pick_device
     from peer_scaling.trained import corpus_of
 
     trained = load_trained(folders["moe"])
     windows = Windows(corpus_of(trained), "validation", trained.run.data.context)
     number = trained.record.val_tokens // windows.context
     encoded = [Encoded(windows.read(range(i, i + 1))[0], 1) for i in range(number)]
-    scorers = eval_command._scorers(trained, pick_device("cpu"), windows.context, 8)
+    scorers = evaluator._scorers(trained, CPU, windows.context, 8)
     for route, loss in trained.record.causal_losses.items():
         scores = scorers[route](encoded)
         assert scores.nats_D.sum() / scores.tokens_D.sum() == pytest.approx(loss, abs=1e-5)
@@ -191,6 +200,10 @@ def test_a_model_is_exported(folders, tmp_path, monkeypatch, capsys):
         (["eval.only=[c4]"], "no RUN: nothing to evaluate"),
         (["{run}", "eval.stride=64"], "eval.stride=64 exceeds the context of 32 tokens"),
         (["{run}", "eval.device=tpu7"], "device=tpu7"),
+        (["{run}", "eval.device=meta"], "eval.device=meta: use auto, cpu"),
+        (["{run}", "eval.sets.c4=null"], "eval.sets.c4=None is no set"),
+        (["{run}", "--experts", "record.json"], "must end in .csv"),
+        (["{run}", "--experts", "x.csv", "eval.stride=3"], "eval.stride=3: nothing is evaluated"),
         (["{run}", "evall.only=x"], "evall"),
     ],
 )
@@ -204,8 +217,6 @@ def test_what_a_user_can_put_right_is_one_line(folders, monkeypatch, capsys, arg
 
 
 def test_a_run_without_weights_or_of_other_weights_is_refused(folders, tmp_path, monkeypatch, capsys):  # fmt: skip
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folders["dense"], copy)
     (copy / "model.safetensors").write_bytes((folders["peer"] / "model.safetensors").read_bytes())
@@ -236,3 +247,42 @@ def test_a_kill_leaves_the_old_evaluation_or_the_new_one(tmp_path, place):
     assert ended.returncode == -signal.SIGKILL
     after = evaluation(tmp_path)
     assert after == before or set(after["sets"]) == {"c4", "pile"}
+
+
+def test_what_is_wrong_with_one_run_stops_no_other(folders, text_file, tmp_path, monkeypatch, capsys):  # fmt: skip
+    study = tmp_path / "study"
+    for name, ffw in (("a", "dense"), ("b", "peer")):
+        shutil.copytree(folders[ffw], study / name)
+    record = json.loads((study / "a" / "record.json").read_text())
+    leaky = {**record, "status": "invalid", "reason": "leak: labels"}
+    (study / "a" / "record.json").write_text(json.dumps(leaky))
+    code, out, err = command(monkeypatch, capsys, study, "eval.only=c4", f"eval.sets.c4.path={text_file}")  # fmt: skip
+    assert (code, err) == (1, "")
+    assert "a: left out: " in out
+    assert "invalid: leak: labels" in out
+    assert "results" in evaluation(study / "b")["sets"]["c4"]
+
+
+def test_rows_without_text_are_counted_and_left_out(folders, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "go home"}, {"text": None}, {"text": ""}, {"text": "stay here"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("lambada", "c4"):
+        arguments = [f"eval.only=[{name}]", f"eval.sets.{name}.path={path}"]
+        code, out, _ = command(monkeypatch, capsys, folders["peer"], *arguments)
+        assert (code, "2 rows without text left out" in out) == (0, True)
+        counts = evaluation(folders["peer"])["sets"][name]["counts"]
+        assert (counts["documents"], counts["without_text"]) == (2, 2)
+    only_space = tmp_path / "space.jsonl"
+    only_space.write_text(json.dumps({"text": "go "}) + "\n")
+    arguments = ["eval.only=[lambada]", f"eval.sets.lambada.path={only_space}"]
+    assert command(monkeypatch, capsys, folders["peer"], *arguments)[0] == 0
+    assert evaluation(folders["peer"])["sets"]["lambada"]["results"][0]["word_perplexity"] is None
+
+
+def test_stored_reasons_name_no_folder(folders, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "nowhere" / "x.jsonl"
+    _, out, _ = command(monkeypatch, capsys, folders["peer"], f"eval.sets.pile.path={path}")
+    assert str(path) in out
+    reason = evaluation(folders["peer"])["sets"]["pile"]["missing"]
+    assert reason == "eval.sets.pile.path=x.jsonl: no such file"

@@ -5,9 +5,11 @@ import math
 import re
 
 import pytest
+import torch
 
-from peer_scaling.eval_command import evaluate_run, options_from
+from peer_scaling.eval_command import options_from
 from peer_scaling.eval_sets import detokenized, pages
+from peer_scaling.evaluator import evaluate_run
 from peer_scaling.export import export
 from peer_scaling.train import run_once
 from peer_scaling.trained import corpus_of, load_trained
@@ -47,9 +49,9 @@ def asked(model, kind, arguments):
 
 
 def ours(trained, name, path, most):
-    overrides = [f"eval.only=[{name}]", f"eval.sets.{name}.path={path}", "eval.stride=64"]
-    options, sets = options_from([*overrides, f"eval.sets.{name}.max_documents={most}"])
-    return evaluate_run(trained, options, sets)[name]["results"][0]
+    overrides = [f"eval.only=[{name}]", f"eval.sets.{name}.path={path}"]
+    _, sets = options_from([*overrides, f"eval.sets.{name}.max_documents={most}"])
+    return evaluate_run(trained, sets, torch.device("cpu"), stride=64)[name]["results"][0]
 
 
 @pytest.mark.data

@@ -79,7 +79,9 @@ def test_a_document_is_greedy_only_if_every_token_is():
     best = tokens[0].numpy()
     wrong = best.copy()
     wrong[-1] = (wrong[-1] + 1) % VOCAB
-    assert scored(model, [Encoded(best, 1), Encoded(wrong, 1)]).greedy_D.tolist() == [True, False]
+    empty = Encoded(best[:1], 1)
+    found = scored(model, [Encoded(best, 1), Encoded(wrong, 1), empty]).greedy_D.tolist()
+    assert found == [True, False, False]
 
 
 def routed(name):

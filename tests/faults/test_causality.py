@@ -225,7 +225,7 @@ def test_a_run_has_the_bits_of_one_without_the_gate(tmp_path, monkeypatch, ffw):
     monkeypatch.setattr("peer_scaling.step.probe", lambda *_, **__: None)
     without = run_once(make_planned(tmp_path / "b", *SHORT, ffw=ffw))
     assert (without.state_digest, without.loss) == (record.state_digest, record.loss)
-    assert without.environment["causality_gate"] == causality.NOT_RUN
+    assert without.environment["causality_gate"] == f"{causality.NOT_RUN}: {causality.WHOLE}"
 
 
 def train_on_noise(losses, steps):
