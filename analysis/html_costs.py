@@ -40,7 +40,8 @@ def costs_section(report: StudyReport) -> Html:
         paragraph(EXPLAINED, "quiet"),
         table(ALL, _all(report), "All runs together"),
         paragraph(
-            "Sums over all runs that record the number, excluded ones too; of memory the largest.",
+            "Sums over all runs that record the number, excluded ones too; of memory the largest. "
+            "FLOPs are those of runs that came to their end: what others spent is not recorded.",
             "quiet",
         ),
     )
@@ -84,7 +85,7 @@ def _together(
         budget_cell(budget),
         Cell(str(len(own)), len(own)),
         Cell(str(len(usable(own))), len(usable(own))),
-        _over(own["flops"], np.sum, flops_cell),
+        _over(own["flops"].where(own["status"] == "done"), np.sum, flops_cell),
         _over(own["train_seconds"], np.sum, seconds_cell),
         _over(own["wall_seconds"], np.sum, seconds_cell),
         _over(own["peak_memory_bytes"], np.max, bytes_cell),

@@ -5,7 +5,8 @@ notes that the project follows has it. What no record says is said to be not rec
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from analysis.study_report import StudyReport
 from peer_scaling.record import STATUSES, RunRecord, budget_label
 
 NOT_RECORDED = "not recorded"
+PATHS = ("path", "name")
+"""Settings that may be paths."""
 MOST_VALUES = 6
 """Different values of one setting that are spelled out."""
 Item = tuple[str, str]
@@ -116,8 +119,7 @@ def _training(report: StudyReport) -> Iterator[Item]:
 
 def _settings(record: RunRecord, group: str, names: Iterable[str]) -> str | None:
     found = {name: inside(record.config, group, name) for name in names}
-    known = [f"{name}={value}" for name, value in found.items() if value is not None]
-    return ", ".join(known) or None
+    return _told(found) or None
 
 
 def _rate_rule(report: StudyReport) -> str:
@@ -158,8 +160,8 @@ def _data(report: StudyReport) -> Iterator[Item]:
         "validation shards",
     )
     yield "Validation tokens", _span(rows["val_tokens"])
-    unique = rows["tokens"] / rows["epochs"]
-    yield "Unique training tokens", f"{_span(unique)} (tokens over epochs)"
+    yield "Unique training tokens", _span(rows["tokens"] / rows["epochs"].clip(lower=1))
+    yield "Corpus", f"{_span(rows['tokens'] / rows['epochs'])} training tokens (tokens over epochs)"
     yield "Epochs", _span(rows["epochs"], "{:.3g}")
     yield "Contamination", "not checked"
 
@@ -167,7 +169,14 @@ def _data(report: StudyReport) -> Iterator[Item]:
 def _tokenizer(found: Any) -> str | None:
     if not isinstance(found, dict):
         return None
-    return ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
+    return _told(found)
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """Settings in words, paths without the folders of the machine."""
+    known = {name: value for name, value in found.items() if value is not None}
+    short = {n: Path(str(v)).name if n in PATHS else v for n, v in known.items()}
+    return ", ".join(f"{name}={value}" for name, value in short.items())
 
 
 def _provenance(report: StudyReport) -> Iterator[Item]:

@@ -144,7 +144,8 @@ def test_the_card_has_every_item_and_says_what_is_not_recorded(laptop, made):
     assert card["Batch rule"].startswith("4 sequences of 128 tokens a step")
     assert card["FLOP convention"].startswith("budgets are met by matmul (docs/flops.md); ")
     assert card["Contamination"] == "not checked"
-    assert card["Unique training tokens"].startswith("5.19M")
+    assert card["Corpus"] == "5.19M training tokens (tokens over epochs)"
+    assert card["Unique training tokens"] == "57.9k to 1.18M"  # less than an epoch each
     assert card["Code (git commit)"] == "ed28ee9975684b7699cdd08b5897a2260bb7475a"
     assert card["Command that writes this page"] == f"peer-analyze report {LAPTOP}"
     assert "dense: leave-one-budget-out error 4.34 %" in card["Leaving out one budget: L(N, D)"]
