@@ -227,9 +227,8 @@ def test_a_run_has_the_bits_of_one_without_the_gate(tmp_path, monkeypatch, ffw):
         raise torch.OutOfMemoryError("no room for float64")
 
     monkeypatch.setattr("peer_scaling.step.probe", fails)
-    planned = make_planned(tmp_path / "b", *SHORT, ffw=ffw)
-    without = run_once(planned)  # what trained is not lost for want of room for a probe
-    assert (without.status, (planned.folder / "model.safetensors").exists()) == ("done", True)
+    without = run_once(make_planned(tmp_path / "b", *SHORT, ffw=ffw))
+    assert without.status == "done"  # what trained is not lost for want of room for a probe
     assert (without.state_digest, without.loss) == (record.state_digest, record.loss)
     gate = without.environment["causality_gate"]
     assert gate == f"{causality.NOT_RUN}: OutOfMemoryError: no room for float64"
