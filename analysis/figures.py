@@ -129,7 +129,11 @@ def count_label(count: float) -> str:
 
 
 def _count_ticks(axis: Axis) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Few enough to be read beside one another, over a decade and over three."""
+    least, most = axis.get_view_interval()
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if most > 10 * least else (1, 1.5, 2, 3, 4.5, 7))
+    )
     axis.set_major_formatter(FuncFormatter(lambda count, _: count_label(count)))
     axis.set_minor_formatter(NullFormatter())
 

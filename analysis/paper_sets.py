@@ -119,10 +119,15 @@ def _result(evaluations: Evaluations, run: Key, name: str, routing: str) -> SetR
         return f"evaluation not used: {_plain(evaluations.problems[run])}"
     own = evaluations.by_run.get(run)
     if own and name in own.missing:
-        return f"missing: {_plain(own.missing[name])}"
+        return f"missing: {_plain(_short(own.missing[name], name))}"
     if own is None or name not in own.results:
         return "not evaluated: peer-eval {runs}"
     return own.results[name].get(routing) or f"not evaluated with {routing} routing: {{runs}}"
+
+
+def _short(reason: str, name: str) -> str:
+    """The cause, for a cell; `evaluation.json` says what to do about it too."""
+    return reason.partition(";")[0].removeprefix(f"eval.sets.{name}: ")
 
 
 def _plain(text: str) -> str:

@@ -8,7 +8,7 @@ from peer_scaling.publish import write_record
 from reported import record_of
 from surfaces import known, runs
 
-COUNTS = Counts(500, 1000, 800, 60, 850, 4000, "a" * 64)
+COUNTS = Counts(500, 0, 1000, 800, 60, 850, 4000, "a" * 64)
 FACTS = {"tokenizer": {"kind": "bpe", "sha256": "b" * 64}, "context": 128, "stride": 64}
 SETS = {
     "curation_corpus": ("Curation Corpus", "summary"),
