@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.experts import ExpertsPoint, ExpertsStudy
-from analysis.figures import LOOKS, SPARE_LOOKS, STYLE, count_label
+from analysis.figures import LOOKS, SPARE_LOOKS, STYLE, count_label, legend_above
 from analysis.usage_growth import Growth
 from peer_scaling.record import budget_label
 
@@ -58,7 +58,7 @@ def plot_usage_growth(growths: Sequence[Growth], budget: float) -> Figure:
     colours = {n: LINES[i % len(LINES)].colour for i, n in enumerate(numbers)}
     several = len({growth.point.query_norm for growth in growths}) > 1
     with style.context(STYLE):
-        figure = Figure((5.2, 3.6))
+        figure = Figure((5.2, 4.0))
         ax = figure.subplots()
         for growth in growths:
             point, colour = growth.point, colours[growth.point.num_experts]
@@ -75,7 +75,7 @@ def plot_usage_growth(growths: Sequence[Growth], budget: float) -> Figure:
         heads = {(g.point.num_heads, g.point.experts_per_head) for g in growths}
         told = ", ".join(f"h {h}, k {k}" for h, k in sorted(heads))
         ax.set_title(f"{budget_label(budget)} training FLOPs, {told}")
-        ax.legend(fontsize=7)
+        legend_above(figure, *ax.get_legend_handles_labels())
     return figure
 
 

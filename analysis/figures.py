@@ -106,7 +106,7 @@ def plot_scaling(fit: IsoflopFit, frame: pd.DataFrame) -> Figure:
             if of != "L":
                 _count_ticks(ax.yaxis)
         _loss_ticks(axes[2])
-        _legend_above(figure, *axes[0].get_legend_handles_labels())
+        legend_above(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -215,10 +215,10 @@ def _shared_legend(figure: Figure, fit: IsoflopFit, frame: pd.DataFrame) -> None
         handles.append(line)
     star = {"marker": "*", "linestyle": "none", "color": "#666666", "markersize": 9}
     handles.append(Line2D([], [], **star, label="minimum, 95 % interval"))
-    _legend_above(figure, handles, [str(handle.get_label()) for handle in handles])
+    legend_above(figure, handles, [str(handle.get_label()) for handle in handles])
 
 
-def _legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """In one row if that is short enough to read."""
     columns = len(labels) if sum(map(len, labels)) < LEGEND_CHARACTERS else 2
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=8)

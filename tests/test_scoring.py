@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from peer_scaling.eval_command import options_from
+from peer_scaling.eval_sets import texts
+from peer_scaling.evaluation import encoded as encoded_texts
 from peer_scaling.model import DecoderConfig, build_model
 from peer_scaling.scoring import Encoded, score, windows
+from peer_scaling.tokenizer import TokenizerConfig, make_tokenizer
 from test_model import VARIANTS
 
 VOCAB, CONTEXT = 53, 16
@@ -126,6 +130,25 @@ def test_an_untrained_model_s_perplexity_is_the_vocabulary_s_size(name):
     result = scored(model, encoded, batch_size=1 if name == "moe" else 16)
     perplexity = math.exp(result.nats_D.sum() / result.tokens_D.sum())
     assert perplexity == pytest.approx(vocab, rel=0.01)
+
+
+@pytest.mark.data
+def test_an_untrained_model_s_perplexity_on_real_text_is_its_vocabulary_s_size(reference_data):
+    """T5's 32,128 tokens. Of width 16: the first logits grow with the width, as its square root."""
+    path = reference_data / "tokenizers" / "t5_spiece.model"
+    config = TokenizerConfig("file", 32_128, name=str(path), eod_token="</s>")
+    tokenizer = make_tokenizer(config, ())
+    model = build_model(CONFIG, VARIANTS["peer"], config.vocab_size, CONTEXT, 0).eval()
+    for name, file, most in (
+        ("lambada", "lambada_test.jsonl", 900),
+        ("wikitext", "wiki.test.raw", 2),
+    ):
+        own = f"eval.sets.{name}.path={reference_data / name / file}"
+        _, sets = options_from([f"eval.only={name}", own, f"eval.sets.{name}.max_documents={most}"])
+        found = list(texts(name, sets[name]))
+        result = scored(model, encoded_texts(found, tokenizer), stride=16, batch_size=64)
+        perplexity = math.exp(result.nats_D.sum() / result.tokens_D.sum())
+        assert perplexity == pytest.approx(config.vocab_size, rel=0.01), name
 
 
 def test_scoring_changes_no_state():
