@@ -20,6 +20,11 @@ def fault_labels() -> list[str]:
     )
 
 
+def run_labels() -> list[str]:
+    """Those that a run passes; `peer-eval` has its own (tests/test_eval_command.py)."""
+    return [label for label in fault_labels() if not label.startswith("evaluation.")]
+
+
 def _passing_on(trees) -> dict[str, ast.FunctionDef]:
     """Functions with a label among their arguments that reach `fault_point`."""
     labelled = [

@@ -15,7 +15,7 @@ import pytest
 
 from attempts import OPTIONS, SAVE_STEPS, Attempts, differences, whole
 from injectors import at_call, signal_at_step
-from labels import fault_labels
+from labels import run_labels
 from peer_scaling import checkpoint, durable, faultpoints, preflight
 from peer_scaling.checkpoint import FOLDER, verify
 from peer_scaling.errors import EXIT_USAGE, UserError
@@ -31,8 +31,8 @@ from stopped import BEFORE, NEWEST, fresh_saver, stopped_run, store_of
 from tiers import count
 
 ERRORS = ("ENOSPC", "EIO", "ESTALE", "EROFS")
-SAVING = [f for f in fault_labels() if f.startswith("checkpoint.") and f not in ("checkpoint.clear", "checkpoint.retire")]  # fmt: skip
-AROUND = [label for label in fault_labels() if label not in SAVING]
+SAVING = [f for f in run_labels() if f.startswith("checkpoint.") and f not in ("checkpoint.clear", "checkpoint.retire")]  # fmt: skip
+AROUND = [label for label in run_labels() if label not in SAVING]
 
 
 def full_at(patch, offset):

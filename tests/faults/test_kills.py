@@ -8,7 +8,7 @@ from signal import SIGKILL
 import pytest
 
 from attempts import OPTIONS, SAVE_STEPS, Attempts, differences, logged, torn, whole
-from labels import fault_labels
+from labels import run_labels
 from peer_scaling.checkpoint import FOLDER
 from peer_scaling.record import HISTORY, REWOUND
 from planned_runs import SMALL, make_planned
@@ -56,8 +56,7 @@ def test_killed_at_random_times(tmp_path, ffw):
 def test_killed_at_every_labelled_point(tmp_path, ffw):
     """F02. One run is killed at each point after the other, and gets on between them."""
     repeats, visits = count(1, 3), Random(f"F02 {ffw}")
-    of_runs = (label for label in fault_labels() if not label.startswith("evaluation."))
-    labels = sorted(of_runs, key=when)
+    labels = sorted(run_labels(), key=when)
     for repeat in range(repeats):
         attempts = new(tmp_path / str(repeat), ffw)
         for label in labels:
