@@ -34,6 +34,7 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.exchange --quick
 	$(BIN)/python -m benchmarks.fits --quick
 	$(BIN)/python -m benchmarks.adaptive --quick
+	$(BIN)/python -m benchmarks.study --quick
 
 faults: $(DEV)
 	mkdir -p $(dir $(SCORECARD)) && rm -f $(SCORECARD)

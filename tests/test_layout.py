@@ -86,7 +86,7 @@ def test_readme_names_files_that_exist():
     text = (ROOT / "README.md").read_text()
     for line in text.splitlines():
         for part in line.split("`")[1::2]:
-            made = part.startswith("runs/") or " " in part
+            made = part.startswith(("runs/", "DIR/")) or " " in part
             if part.endswith((".py", ".yaml", ".md", ".ipynb")) and not made:
                 assert (ROOT / part).exists(), part
 

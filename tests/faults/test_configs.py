@@ -37,7 +37,7 @@ def refused(outcome):
 
 
 def test_malformed_configurations_are_refused_with_their_key(tmp_path):
-    cases = malformed(random.Random(29), count(104, 1000))
+    cases = malformed(random.Random(29), count(52, 1000))
     results = [(case, outcome) for case, _, outcome in drive(cases, tmp_path)]
     named = [(c, o) for c, o in results if c.names]
     typos = [(c, o) for c, o in results if c.meant]
@@ -63,7 +63,7 @@ def test_malformed_configurations_are_refused_with_their_key(tmp_path):
 
 
 def test_good_configurations_are_not_refused(tmp_path):
-    cases = valid(random.Random(2900), count(24, 200))
+    cases = valid(random.Random(2900), count(12, 200))
     results = drive(cases, tmp_path)
     bad = [(c.arguments, list(c.files.values()), o["err"]) for c, _, o in results if o["code"] != 0]
     report("F29", f"{len(cases)} valid: {len(bad)} refused")
@@ -71,7 +71,7 @@ def test_good_configurations_are_not_refused(tmp_path):
 
 
 def test_the_command_does_the_same(tmp_path):
-    cases = malformed(random.Random(2901), count(3, 20))
+    cases = malformed(random.Random(2901), count(2, 20))
     for (case, _, outcome), number in zip(
         drive(cases, tmp_path / "driven"), range(99), strict=False
     ):

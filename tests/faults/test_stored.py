@@ -101,7 +101,7 @@ CHANGES += [another_kind("cache/*/validation-documents.npy", kind) for kind in K
 
 
 def test_hostile_stored_files_end_no_command_and_lead_nowhere(trained, tmp_path):
-    changes = CHANGES[:: len(CHANGES) // count(8, len(CHANGES))]
+    changes = CHANGES[:: len(CHANGES) // count(5, len(CHANGES))]
     commands = []
     for number, change in enumerate(changes):
         folder = tmp_path / str(number)
