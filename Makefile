@@ -1,5 +1,5 @@
 # make demo    environment, the laptop study, its figures and tables     (20 minutes on 2 cores)
-# make test    environment, the whole test suite                         (10 minutes on 2 cores)
+# make test    environment, the whole test suite                         (25 minutes on 2 cores)
 # make check   lint, types, import contracts                             (1 minute)
 # make bench   the benchmarks, quick
 # make faults  all faults that docs/reliability.md lists, injected; the scorecard (45 minutes on 2 cores)
