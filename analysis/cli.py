@@ -108,7 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     isoflop.add_argument(
         "--out", type=Path, help="where to write (default: <runs>/analysis, <CSV>_analysis)"
     )
-    isoflop.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
     load = verbs.add_parser(
         "load",
         help="what can be used of the runs, and why the rest cannot; all of them as CSV",
@@ -123,8 +122,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--out", type=Path, help="where to write (default: <runs>/analysis, <CSV>_analysis)"
     )
-    compare.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
-    compare.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
     report = verbs.add_parser(
         "report",
         help="all of a study on one page: verdicts, curves, tables, costs, reproducibility card",
@@ -133,8 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, help="file to write (default: <runs>/analysis/report.html)"
     )
-    report.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
-    report.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
+    for verb in (isoflop, compare, report):
+        verb.add_argument("--axis", choices=AXES, default=AXES[0], help="what N counts")
+    for verb in (compare, report):
+        verb.add_argument("--baseline", help="reference of its pairs (default: dense, if there)")
     predict = verbs.add_parser(
         "predict",
         help="size, tokens and loss at a budget that was not trained, with intervals",

@@ -58,7 +58,7 @@ class CommandTask:
         try:
             code = self._task(config)
         except UserError as error:
-            _print_problems(error.problems)
+            print_problems(error.problems)
             code = error.exit_code
         self.exit_code = max(self.exit_code, code)
         return code
@@ -91,12 +91,12 @@ def run_command(
     except UserError as error:
         if isinstance(error, StudyIncompleteError) and error.details:
             _print_error(without_secrets(error.details))
-        _print_problems(error.problems)
+        print_problems(error.problems)
         sys.exit(error.exit_code)
     except Exception as error:  # Hydra has no type for some of what it does not accept
         if wants_tracebacks or not _is_of_hydra(error):
             _exit_with_traceback(error)
-        _print_problems(_explained(error))
+        print_problems(_explained(error))
         sys.exit(EXIT_USAGE)
     except KeyboardInterrupt as error:
         what = str(error) or "interrupted"
@@ -151,7 +151,8 @@ def register_plugins(*plugins: type) -> None:
         known.class_name_to_class[f"{PLUGIN_MODULE}.{plugin.__name__}"] = plugin
 
 
-def _print_problems(problems: Iterable[str]) -> None:
+def print_problems(problems: Iterable[str]) -> None:
+    """A line of standard error for each, without secrets."""
     for problem in problems:
         _print_error(f"error: {without_secrets(problem)}")
 

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from peer_scaling.cli import print_problems
 from peer_scaling.config import bind, plain_values
 from peer_scaling.display import table_text
 from peer_scaling.errors import (
@@ -19,6 +20,7 @@ from peer_scaling.errors import (
     EXIT_FAILED,
     EXIT_USAGE,
     UserError,
+    check,
     first_line,
     without_secrets,
 )
@@ -69,8 +71,7 @@ class EvalOptions:
         ]
         if unknown:
             problems.append(f"only={', '.join(unknown)} is unknown; use {', '.join(self.sets)}")
-        if problems:
-            raise ValueError("\n".join(problems))
+        check(problems)
 
 
 def main() -> None:
@@ -96,8 +97,7 @@ def main() -> None:
             _each(Path(f), arguments, options, sets, alone=len(folders) == 1) for f in folders
         )
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {without_secrets(problem)}", file=sys.stderr)
+        print_problems(error.problems)
         sys.exit(EXIT_USAGE)
     sys.exit(code)
 

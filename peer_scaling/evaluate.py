@@ -73,18 +73,20 @@ def evaluate(
     autocast: torch.autocast,
     check: Callable[[], None] = lambda: None,
     world: World = ALONE,
+    use: "ExpertUse | None" = None,
 ) -> Evaluation:
     """Mean loss over the first `batches * batch_size` windows, in eval mode, summed in float64.
 
     `losses` (parallel.py) makes a `LossOutput` of tokens; each rank of `world` has its share of
     every batch. The mode is restored and no random number is drawn, so training goes on as if this
-    had not been called; also if `check`, which is called before each batch, raises.
+    had not been called; also if `check`, which is called before each batch, raises. `use` is given
+    what this rank's experts did.
     """
     was_training = losses.training
     losses.eval()
     own_B = world.own_sequences(batch_size, batch_size)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    usage, growth = ExpertUse(), {}
+    usage, growth = use or ExpertUse(), {}
     try:
         with torch.no_grad(), autocast:
             for batch in range(batches):

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from peer_scaling.ffw.base import THRESHOLD
 from peer_scaling.parallel import Losses
 from peer_scaling.plan import make_plan
 from peer_scaling.publish import WEIGHTS
-from peer_scaling.routes import CALIBRATION_TOKENS, expert_cutoffs
-from peer_scaling.run import Run
+from peer_scaling.routes import calibration_passes, expert_cutoffs, routed
 from peer_scaling.scoring import Encoded, Scores, score
+from peer_scaling.step import autocast_of
 from peer_scaling.tokenizer import Tokenizer
 from peer_scaling.trained import Trained, corpus_of, tokenizer_of
 
@@ -99,12 +98,6 @@ def _facts(trained: Trained, tokenizer: Tokenizer, stride: int) -> dict[str, Any
     }
 
 
-def autocast_of(run: Run, device: torch.device) -> torch.autocast:
-    """The precision that the run was trained in."""
-    enabled = run.settings.precision == "bfloat16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
 def _scorers(
     trained: Trained, device: torch.device, stride: int, batch_size: int
 ) -> dict[str, Callable[[list[Encoded]], Scores]]:
@@ -118,20 +111,11 @@ def _scorers(
     scorers = {AS_TRAINED: partial(score, model, batch_size=alone, **common)}
     cutoff_N = _cutoffs(trained, device, autocast) if THRESHOLD in run.ffw.causal_routes else None
 
-    def routed(documents: list[Encoded], route: str) -> Scores:
-        with _taking(trained, route, cutoff_N):
+    def by_route(documents: list[Encoded], route: str) -> Scores:
+        with routed(model.swapped, route, cutoff_N):
             return score(model, documents, batch_size=batch_size, **common)
 
-    return scorers | {route: partial(routed, route=route) for route in run.ffw.causal_routes}
-
-
-@contextmanager
-def _taking(trained: Trained, route: str, cutoff_N: torch.Tensor | None) -> Iterator[None]:
-    trained.model.swapped.take_route(route, cutoff_N)
-    try:
-        yield
-    finally:
-        trained.model.swapped.take_route(None)
+    return scorers | {route: partial(by_route, route=route) for route in run.ffw.causal_routes}
 
 
 def _cutoffs(trained: Trained, device: torch.device, autocast: torch.autocast) -> torch.Tensor:
@@ -141,10 +125,6 @@ def _cutoffs(trained: Trained, device: torch.device, autocast: torch.autocast) -
     windows = Windows(corpus, "train", data.context)
     batches = TrainingBatches(windows, run.settings.batch_size, data.seed, data.order)
     last = make_plan(run.settings.budget, run.cost(), run.batch_tokens).steps
-    first = max(0, last - -(-CALIBRATION_TOKENS // run.batch_tokens))
-    parts = (
-        part_BT.to(device)
-        for step in range(first, last)
-        for part_BT in torch.from_numpy(batches.batch(step)).split(run.forward_sequences)
-    )
-    return expert_cutoffs(trained.model.swapped, Losses(trained.model), parts, autocast)
+    passes = calibration_passes(batches, last, run.batch_tokens, run.forward_sequences)
+    losses = Losses(trained.model)
+    return expert_cutoffs(trained.model.swapped, losses, passes, device, autocast)

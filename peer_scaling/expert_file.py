@@ -7,8 +7,9 @@ import torch
 from peer_scaling.data import Windows
 from peer_scaling.durable import write_atomically
 from peer_scaling.errors import UserError
-from peer_scaling.evaluate import ExpertUse, num_batches
-from peer_scaling.evaluator import autocast_of
+from peer_scaling.evaluate import ExpertUse, evaluate
+from peer_scaling.parallel import Losses
+from peer_scaling.step import autocast_of, num_passes
 from peer_scaling.trained import Trained, corpus_of
 
 COLUMNS = "expert,score,choices"
@@ -23,7 +24,8 @@ def write_experts(trained: Trained, path: Path, device: torch.device) -> int:
     """
     if path.suffix != ".csv":
         raise UserError(f"--experts {path}: the file's name must end in .csv")
-    use, tokens = expert_use(trained, device)
+    use = ExpertUse()
+    tokens = _evaluate(trained, device, use)
     if use.score_N is None or use.choices_N is None:
         raise UserError(f"--experts: ffw={trained.run.ffw_name} has no experts; leave it out")
     numbers = zip(use.score_N.tolist(), use.choices_N.tolist(), strict=True)
@@ -35,18 +37,11 @@ def write_experts(trained: Trained, path: Path, device: torch.device) -> int:
     return tokens
 
 
-@torch.no_grad()
-def expert_use(trained: Trained, device: torch.device) -> tuple[ExpertUse, int]:
-    """(scores and choices of the experts, validation tokens), batch by batch as at the end of
-    training.
-    """
-    run, use, model = trained.run, ExpertUse(), trained.model.to(device)
+def _evaluate(trained: Trained, device: torch.device, use: ExpertUse) -> int:
+    """The final evaluation once more; its tokens."""
+    run, losses = trained.run, Losses(trained.model.to(device))
     windows = Windows(corpus_of(trained), "validation", run.data.context)
-    size, whole = run.forward_sequences, run.settings.batch_size
-    batches = num_batches(run.eval, windows, whole) * (whole // size)
-    for first in range(0, batches * size, size):
-        numbers_B = torch.arange(first, first + size).numpy()
-        tokens_BT = torch.from_numpy(windows.read(numbers_B)).to(device)
-        with autocast_of(run, device):
-            use.add(model(tokens_BT[:, :-1]).stats)
-    return use, batches * size * run.data.context
+    passes, autocast = num_passes(run, windows), autocast_of(run, device)
+    return evaluate(
+        losses, windows, passes, run.forward_sequences, device, autocast, use=use
+    ).tokens

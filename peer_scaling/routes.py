@@ -8,11 +8,13 @@ the final weights, and no state of training changes (docs/deviations.md).
 Shape suffixes: B sequences, T time, N experts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from peer_scaling.data import TrainingBatches
 from peer_scaling.distributed import ALONE, World
 from peer_scaling.ffw.base import CALIBRATION, FFW, THRESHOLD, FFWConfig, Routing
 
@@ -35,20 +37,38 @@ def causal_losses(
         cutoffs: see `expert_cutoffs`.
     """
     losses = {}
-    try:
-        for route in config.causal_routes:
-            ffw.take_route(route, cutoffs() if route == THRESHOLD else None)
+    for route in config.causal_routes:
+        with routed(ffw, route, cutoffs() if route == THRESHOLD else None):
             losses[route] = score()
-    finally:
-        if config.causal_routes:
-            ffw.take_route(None)
     return losses
+
+
+@contextmanager
+def routed(ffw: FFW, route: str, cutoff_N: torch.Tensor | None = None) -> Iterator[None]:
+    """`ffw.take_route` for as long as this context lasts; then as in training."""
+    ffw.take_route(route, cutoff_N)
+    try:
+        yield
+    finally:
+        ffw.take_route(None)
+
+
+def calibration_passes(
+    batches: TrainingBatches, last: int, batch_tokens: int, sequences: int
+) -> Iterator[torch.Tensor]:
+    """The forward passes of the steps before `last` that hold `CALIBRATION_TOKENS`, int64
+    (B, T + 1) with B = `sequences`.
+    """
+    steps = min(last, -(-CALIBRATION_TOKENS // batch_tokens))
+    for step in range(last - steps, last):
+        yield from torch.from_numpy(batches.batch(step)).split(sequences)
 
 
 def expert_cutoffs(
     ffw: FFW,
     losses: nn.Module,
     batches: Iterable[torch.Tensor],
+    device: torch.device,
     autocast: torch.autocast,
     world: World = ALONE,
 ) -> torch.Tensor:
@@ -57,21 +77,20 @@ def expert_cutoffs(
     Args:
         ffw: the layer, a part of `losses`.
         losses: makes a `LossOutput` of tokens (parallel.py); in eval mode meanwhile.
-        batches: of each forward pass the tokens of this rank, int64 (B, T + 1) on the device.
+        batches: of each forward pass the tokens of this rank, int64 (B, T + 1).
+        device: the model's.
         autocast: the precision.
         world: the ranks; all make as many passes.
     """
     was_training, found = losses.training, []
     losses.eval()
-    ffw.take_route(CALIBRATION)
     try:
-        with torch.no_grad(), autocast:
+        with routed(ffw, CALIBRATION), torch.no_grad(), autocast:
             for tokens_BT in batches:
-                least_N = _least(losses(tokens_BT).stats)
+                least_N = _least(losses(tokens_BT.to(device)).stats)
                 parts = world.gather(least_N) if world.size > 1 else [least_N]
                 found.append(torch.stack(parts).amin(0).double())
     finally:
-        ffw.take_route(None)
         losses.train(was_training)
     return torch.stack(found).mean(0).float()
 

@@ -23,7 +23,7 @@ from peer_scaling.kernels.dispatch import use_backend
 from peer_scaling.model import Decoder
 from peer_scaling.optim import set_lr
 from peer_scaling.parallel import Alone, Parallel
-from peer_scaling.routes import CALIBRATION_TOKENS, causal_losses, expert_cutoffs
+from peer_scaling.routes import calibration_passes, causal_losses, expert_cutoffs
 from peer_scaling.run import Run
 
 
@@ -112,13 +112,10 @@ class Stepper:
     def evaluate(self, corpus: Corpus, check: Callable[[], None] = lambda: None) -> Evaluation:
         """Loss on the validation set; `check`, called before each batch, may raise to leave."""
         windows = Windows(corpus, "validation", self._run.data.context)
-        size = self._run.forward_sequences
-        # Whole batches of a step: what is read does not depend on the micro-batch.
-        whole = self._run.settings.batch_size
-        batches = num_batches(self._run.eval, windows, whole) * (whole // size)
+        size, passes = self._run.forward_sequences, num_passes(self._run, windows)
         autocast = self._autocast()
         losses, world = self._parallel.losses, self.world
-        return evaluate(losses, windows, batches, size, self._device, autocast, check, world)
+        return evaluate(losses, windows, passes, size, self._device, autocast, check, world)
 
     def causal_losses(
         self, corpus: Corpus, batches: TrainingBatches, last: int, check: Callable[[], None]
@@ -128,17 +125,12 @@ class Stepper:
         """
         leaks: list[str] = []
         ffw = next(m for m in self._model.modules() if isinstance(m, Decoder)).swapped
-        steps = min(last, -(-CALIBRATION_TOKENS // self._run.batch_tokens))
         size = self._run.forward_sequences // self.world.size
-        parts = (
-            part_BT
-            for step in range(last - steps, last)
-            for part_BT in self._to_device(batches.batch(step)).split(size)
-        )
+        passes = calibration_passes(batches, last, self._run.batch_tokens, size)
         autocast, losses = self._autocast(), self._parallel.losses
 
         def cutoffs() -> torch.Tensor:
-            return expert_cutoffs(ffw, losses, parts, autocast, self.world)
+            return expert_cutoffs(ffw, losses, passes, self._device, autocast, self.world)
 
         def scored() -> float:
             leaks.extend(filter(None, [self.probe().reason(causal=True)]))
@@ -183,8 +175,21 @@ class Stepper:
         return tokens_BT.to(self._device, non_blocking=True)
 
     def _autocast(self) -> torch.autocast:
-        enabled = self._run.settings.precision == "bfloat16"
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast_of(self._run, self._device)
+
+
+def num_passes(run: Run, windows: Windows) -> int:
+    """Forward passes of an evaluation. Of whole batches of a step: what is read does not depend on
+    the micro-batch.
+    """
+    whole = run.settings.batch_size
+    return num_batches(run.eval, windows, whole) * (whole // run.forward_sequences)
+
+
+def autocast_of(run: Run, device: torch.device) -> torch.autocast:
+    """The precision that a run has on a device."""
+    enabled = run.settings.precision == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _compile(model: nn.Module) -> None:

@@ -118,7 +118,9 @@ def test_cutoffs_are_the_mean_of_the_least_scores_taken():
     passes = [torch.randint(50, (3, 33), generator=generator) for _ in range(5)]
     before = copy.deepcopy(model.state_dict())
     model.train()
-    cutoff_N = expert_cutoffs(model.swapped, Losses(model), passes, no_autocast())
+    cutoff_N = expert_cutoffs(
+        model.swapped, Losses(model), passes, torch.device("cpu"), no_autocast()
+    )
     assert model.training
     expected = []
     with torch.no_grad():
