@@ -30,6 +30,10 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 AXIS_LABELS = {"num_params_total": "total parameters N", "num_params_active": "active parameters N"}
 MAX_COLUMNS = 3
 COLUMN_INCHES, ROW_INCHES = 4.2, 3.3
+CHARACTERS_PER_INCH = 15
+"""Of a legend's text, on average."""
+HANDLE_CHARACTERS = 6
+"""Room of a legend's line and the gap beside it."""
 LEGEND_CHARACTERS = 110
 
 
@@ -219,8 +223,12 @@ def _shared_legend(figure: Figure, fit: IsoflopFit, frame: pd.DataFrame) -> None
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """In one row if that is short enough to read."""
+    """In one row if that is short enough to read, in one column if two would not fit."""
     columns = len(labels) if sum(map(len, labels)) < LEGEND_CHARACTERS else 2
+    if 2 * (max(map(len, labels), default=0) + HANDLE_CHARACTERS) > (
+        CHARACTERS_PER_INCH * figure.get_figwidth()
+    ):
+        columns = min(columns, 1)
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=8)
 
 
